@@ -1,0 +1,80 @@
+# ./dev test [quick|unit|lua|integration|faults|NAME]
+#
+# Servers are started by the tests that need them (tests/integration/), never
+# taken from the machine.
+
+test_ctest() {
+    local preset="$1"
+
+    shift
+    build_preset "$preset"
+    ctest --preset "$preset" --no-tests=error -j "$JOBS" "$@"
+}
+
+test_unit() {
+    test_ctest dev -L 'unit|lint'
+}
+
+test_lua() {
+    test_ctest dev -L lua
+}
+
+# The same unit tests where memory errors and data races are fatal.
+test_sanitizers() {
+    local preset
+
+    for preset in asan tsan; do
+        say "unit tests under $preset"
+        test_ctest "$preset" -L unit
+    done
+}
+
+# Two scenarios at a time: each has its own host and database, and the broker
+# is shared. `--dist loadfile` would serialise the long files.
+test_pytest() {
+    build_preset dev
+    PYTHONDONTWRITEBYTECODE=1 "$PYTHON" -m pytest -q -p no:cacheprovider \
+        -n "${TEST_JOBS:-$JOBS}" "$@"
+}
+
+test_named() {
+    local name="$1"
+
+    if [ -f "tests/unit/test_$name.c" ]; then
+        test_ctest dev -R "^unit\.$name\$"
+    elif [ -f "tests/integration/test_$name.py" ]; then
+        test_pytest "tests/integration/test_$name.py"
+    else
+        build_preset dev
+        ctest --preset dev --no-tests=error -R "$name" ||
+            TEST_JOBS=0 test_pytest tests/integration -k "$name"
+    fi
+}
+
+test_all() {
+    say "unit tests, layers"
+    test_unit
+    say "Lua specs"
+    test_lua
+    test_sanitizers
+    say "scenarios with PostgreSQL and Apache Kafka"
+    test_pytest tests/integration
+}
+
+dev_test() {
+    local what="${1:-all}"
+
+    case "$what" in
+    quick | unit | lua) dev_deps --no-kafka ;;
+    *) dev_deps ;;
+    esac
+    case "$what" in
+    all) test_all ;;
+    quick) test_ctest dev -L 'unit|lint|lua' ;;
+    unit) test_unit ;;
+    lua) test_lua ;;
+    integration) test_pytest tests/integration ;;
+    faults) test_pytest tests/integration -m faults ;;
+    *) test_named "$what" ;;
+    esac
+}
