@@ -1,0 +1,198 @@
+#include "ipc/msg.h"
+
+#include "base/check.h"
+
+#include <string.h>
+
+static const char *const kinds[SOURCE_KIND_COUNT] = {"kafka", "outbox",
+                                                     "redrive"};
+
+const char *source_kind_name(enum source_kind kind)
+{
+    CHECK((unsigned)kind < SOURCE_KIND_COUNT);
+    return kinds[kind];
+}
+
+static char *put(char *at, struct slice s)
+{
+    if (s.len)
+        memcpy(at, s.ptr, s.len);
+    return at + s.len;
+}
+
+size_t deliver_size(const struct delivery_msg *d)
+{
+    size_t size = sizeof(struct msg_deliver) + d->topic.len + d->partition.len +
+                  d->body.len;
+
+    for (int i = 0; i < FACT_COUNT; i++)
+        size += d->facts[i].len;
+    return size;
+}
+
+bool write_deliver(struct ring_writer *w, const struct delivery_msg *d)
+{
+    struct msg_deliver *m = ring_reserve(w, MSG_DELIVER, deliver_size(d));
+    char *at;
+
+    if (!m)
+        return false;
+    m->head.flags = d->flags;
+    m->slot = d->slot;
+    m->generation = d->generation;
+    m->vm = d->vm;
+    m->attempt = d->attempt;
+    m->lane = d->lane;
+    m->place = d->place;
+    m->epoch = d->epoch;
+    m->arrived_us = d->arrived_us;
+    m->source = (uint16_t)d->source;
+    m->form = (uint16_t)d->form;
+    m->topic_len = (uint32_t)d->topic.len;
+    m->partition_len = (uint32_t)d->partition.len;
+    m->body_len = (uint32_t)d->body.len;
+    at = put(put(m->bytes, d->topic), d->partition);
+    for (int i = 0; i < FACT_COUNT; i++) {
+        m->fact_len[i] =
+            d->facts[i].ptr ? (uint32_t)d->facts[i].len : FACT_ABSENT;
+        at = put(at, d->facts[i]);
+    }
+    put(at, d->body);
+    return true;
+}
+
+/* The next `len` bytes of a message, or false when they are not there. */
+static bool take(const char **at, size_t *left, size_t len, struct slice *s)
+{
+    if (len > *left)
+        return false;
+    *s = (struct slice){*at, len};
+    *at += len;
+    *left -= len;
+    return true;
+}
+
+bool read_deliver(const struct msg_head *msg, size_t len,
+                  struct delivery_msg *d)
+{
+    const struct msg_deliver *m = (const void *)msg;
+    size_t left = len - sizeof(*m);
+    const char *at = m->bytes;
+
+    if (len < sizeof(*m) || m->source >= SOURCE_KIND_COUNT ||
+        m->form >= BODY_FORM_COUNT || m->slot >= (1u << 20))
+        return false;
+    d->slot = m->slot;
+    d->generation = m->generation;
+    d->vm = m->vm;
+    d->attempt = m->attempt;
+    d->flags = msg->flags;
+    d->lane = m->lane;
+    d->place = m->place;
+    d->epoch = m->epoch;
+    d->arrived_us = m->arrived_us;
+    d->source = (enum source_kind)m->source;
+    d->form = (enum body_form)m->form;
+    if (!take(&at, &left, m->topic_len, &d->topic) ||
+        !take(&at, &left, m->partition_len, &d->partition))
+        return false;
+    for (int i = 0; i < FACT_COUNT; i++) {
+        if (m->fact_len[i] == FACT_ABSENT)
+            d->facts[i] = (struct slice){NULL, 0};
+        else if (!take(&at, &left, m->fact_len[i], &d->facts[i]))
+            return false;
+    }
+    return take(&at, &left, m->body_len, &d->body);
+}
+
+static struct slice cut(struct slice s, size_t max)
+{
+    if (s.len > max)
+        s.len = max;
+    return s;
+}
+
+bool write_verdict(struct ring_writer *w, const struct verdict_msg *v)
+{
+    struct slice code = cut(v->code, CODE_MAX);
+    struct slice reason = cut(v->reason, REASON_MAX);
+    struct slice traceback = cut(v->traceback, TRACEBACK_MAX);
+    struct msg_verdict *m =
+        ring_reserve(w, MSG_VERDICT,
+                     sizeof(*m) + code.len + reason.len + traceback.len);
+
+    if (!m)
+        return false;
+    m->head.flags = v->is_duplicate ? VERDICT_DUPLICATE : 0;
+    m->slot = v->slot;
+    m->generation = v->generation;
+    m->verdict = (uint16_t)v->verdict;
+    m->class = (uint16_t)v->class;
+    m->code_len = (uint16_t)code.len;
+    m->reason_len = (uint16_t)reason.len;
+    m->traceback_len = (uint32_t)traceback.len;
+    m->duration_us = v->duration_us;
+    m->after_ms = v->after_ms;
+    put(put(put(m->bytes, code), reason), traceback);
+    return true;
+}
+
+bool read_verdict(const struct msg_head *msg, size_t len,
+                  struct verdict_msg *v)
+{
+    const struct msg_verdict *shared = (const void *)msg;
+    struct msg_verdict m; /* a copy: the worker may still write */
+    const char *at = shared->bytes;
+    size_t left;
+
+    if (len < sizeof(m))
+        return false;
+    left = len - sizeof(m);
+    memcpy(&m, shared, sizeof(m));
+    if (m.verdict >= VERDICT_COUNT || m.class >= CLASS_COUNT ||
+        m.reason_len > REASON_MAX || m.traceback_len > TRACEBACK_MAX ||
+        m.code_len > CODE_MAX)
+        return false;
+    v->slot = m.slot;
+    v->generation = m.generation;
+    v->verdict = (enum verdict)m.verdict;
+    v->class = (enum error_class)m.class;
+    v->is_duplicate = m.head.flags & VERDICT_DUPLICATE;
+    v->duration_us = m.duration_us;
+    v->after_ms = m.after_ms;
+    return take(&at, &left, m.code_len, &v->code) &&
+           take(&at, &left, m.reason_len, &v->reason) &&
+           take(&at, &left, m.traceback_len, &v->traceback);
+}
+
+bool write_text(struct ring_writer *w, enum msg_kind kind, uint32_t id, bool ok,
+                struct slice text)
+{
+    struct msg_text *m = ring_reserve(w, kind, sizeof(*m) + text.len);
+
+    if (!m)
+        return false;
+    m->id = id;
+    m->ok = ok;
+    m->len = (uint32_t)text.len;
+    m->unused = 0;
+    put(m->text, text);
+    return true;
+}
+
+bool read_text(const struct msg_head *msg, size_t len, uint32_t *id, bool *ok,
+               struct slice *text)
+{
+    const struct msg_text *shared = (const void *)msg;
+    struct msg_text m;
+    const char *at = shared->text;
+    size_t left;
+
+    if (len < sizeof(m))
+        return false;
+    left = len - sizeof(m);
+    memcpy(&m, shared, sizeof(m));
+    *id = m.id;
+    *ok = m.ok;
+    return take(&at, &left, m.len, text);
+}
