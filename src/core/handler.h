@@ -1,0 +1,70 @@
+/*
+ * A handler as the core sees it: what its running version declares, where its
+ * deliveries may go, and its counters. Its code lives in the workers.
+ */
+#ifndef MT_CORE_HANDLER_H
+#define MT_CORE_HANDLER_H
+
+#include "base/list.h"
+#include "base/metrics.h"
+#include "base/slice.h"
+#include "base/words.h"
+#include "core/backoff.h"
+
+#include <stddef.h>
+
+enum ordering { ORDER_KEY, ORDER_PARTITION, ORDER_NONE };
+
+/* Deliveries of one handler with workers at once: enough to keep every ring
+ * busy, little enough that a slow handler does not fill the workers' heaps. */
+#define HANDLER_INFLIGHT_MAX  1024
+#define HANDLER_INFLIGHT_COST (4 << 20)
+
+struct key_path {
+    char *type; /* of the event; NULL: any */
+    char *path; /* such as payload.phone */
+};
+
+struct handler_spec {
+    char *version;
+    char **subscribes;
+    size_t n_subscribes;
+    enum ordering ordering;
+    struct key_path *keys; /* none: the aggregate id */
+    size_t n_keys;
+    int concurrency;
+    struct retry_policy retry;
+    bool is_transactional;
+    int64_t start; /* POSITION_EARLIEST, POSITION_LATEST ("now"), or µs */
+};
+
+void handler_spec_free(struct handler_spec *spec);
+
+struct handler {
+    char *name; /* "": the one that takes what cannot be decoded */
+    uint32_t index;
+    struct handler_spec *spec; /* NULL: no version was ever loaded */
+    uint32_t vm;               /* where new deliveries run; 0: they wait */
+    bool is_held;              /* a flag or a pause: detached everywhere */
+    bool is_removed;           /* its file is gone */
+    int64_t quarantined_until_us;
+
+    uint32_t inflight;
+    size_t inflight_cost;
+    struct list blocked; /* lanes that wait for inflight to fall or for a vm */
+
+    struct series *attempts[VERDICT_COUNT]; /* NULL where it has no outcome */
+    struct series *settled[VERDICT_COUNT];
+    struct series *errors[CLASS_COUNT];
+    struct series *duplicates, *failures, *dead, *duration;
+};
+
+struct handler *handler_new(const char *name, struct metrics *metrics);
+void handler_free(struct handler *h);
+
+/* Where this type's ordering key is; NULL: the aggregate id. */
+const char *handler_key(const struct handler *h, struct slice type);
+
+bool handler_wants(const struct handler *h, struct slice type);
+
+#endif

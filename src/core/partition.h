@@ -1,0 +1,73 @@
+/*
+ * A source partition: a Kafka topic's partition, or a shard of the outbox.
+ * Made by the host when a source opens it; sources read the first block only.
+ *
+ * It has no list of its events: per handler a cursor lists the deliveries not
+ * yet settled in the order of arrival, and the handler's position is the first
+ * of them, or where the reading stands.
+ */
+#ifndef MT_CORE_PARTITION_H
+#define MT_CORE_PARTITION_H
+
+#include "base/list.h"
+#include "core/source.h"
+
+struct handler;
+struct pipeline;
+
+enum partition_state {
+    PARTITION_OPENING,  /* positions are being read */
+    PARTITION_RUNNING,
+    PARTITION_QUIETING, /* nothing new is sent; waits for what runs */
+    PARTITION_CLOSED,
+};
+
+struct partition {
+    const struct source_ops *ops;
+    void *source;    /* the source's own */
+    void *place;     /* the source's own, for this partition */
+    char *topic;     /* topic or table */
+    int32_t number;  /* partition or shard */
+    char *name;      /* the position row's partition: "orders/3", "0" */
+    char *source_id; /* cluster and topic id, or database system id */
+    int64_t next;    /* the reading stands here: offset, or last seq + 1 */
+
+    /* The pipeline's and the host's own. */
+    struct list link; /* in the pipeline */
+    struct pipeline *pipeline;
+    enum partition_state state;
+    bool is_paused, is_lost;
+    bool wants_rewind; /* while quieting: start again, do not close */
+    char *trouble;     /* what an operator must decide; NULL: nothing */
+    uint32_t events;   /* taken, not settled by all */
+    uint32_t inflight; /* deliveries with workers or being stored */
+    int64_t full_since_us; /* its window is full; 0: it is not */
+    uint64_t serial;   /* unique in this process; part of a lane's identity */
+    struct cursor *cursors; /* one a handler, by handler->index */
+    size_t n_cursors;
+    int64_t committed; /* last `next` given to ops->commit() */
+
+    /* The host's own (intake). */
+    bool is_closing;     /* taken away: save, tell the source, forget */
+    bool is_quiet;       /* ops->quiet() came and waits for the turn's end */
+    bool is_saved;       /* closing: the last positions are written */
+    uint32_t busy;       /* requests to the position store under way */
+    int64_t deadline_us; /* closing: then what runs is abandoned; 0: none */
+};
+
+/* A handler's place in a partition. */
+struct cursor {
+    bool is_open;     /* position known: deliveries are made */
+    bool is_detached; /* held: the window goes on without it */
+    struct position from;   /* what was settled when the reading (re)started */
+    struct list unsettled;  /* deliveries, in order of arrival */
+    int64_t epoch;          /* of the position row */
+    int64_t saved_next;     /* what the store has */
+    uint64_t saved_hash;    /* of its gaps */
+    char last_event_id[64]; /* of the last settled event, for people */
+    int64_t last_event_us;
+    int64_t min_occurred_us; /* first start at a time: older ones pass by */
+    int64_t behind_since_us; /* detached: when the first event passed it */
+};
+
+#endif

@@ -1,0 +1,158 @@
+/*
+ * The flow: source → event → router → lanes → workers → verdicts → positions.
+ *
+ * The pipeline owns every event from pipeline_offer() to its release, and the
+ * order, retries and accounting of every delivery. It does no I/O and reads no
+ * clock: the host tells it the time (pipeline_tick), carries deliveries to the
+ * workers (ops->send), stores dead letters (ops->store) and brings verdicts
+ * back (pipeline_verdict). One thread; callbacks may call the pipeline again,
+ * except from within send().
+ */
+#ifndef MT_CORE_PIPELINE_H
+#define MT_CORE_PIPELINE_H
+
+#include "core/delivery.h"
+#include "core/flags.h"
+#include "core/handler.h"
+#include "core/partition.h"
+#include "ipc/msg.h"
+
+struct pipeline;
+
+#define PIPELINE_WORKERS_MAX 65 /* the last one is the spare */
+
+struct pipeline_ops {
+    /* Write the delivery to the worker's ring; false when it is full (the
+     * pipeline tries again at pipeline_pump). */
+    bool (*send)(void *ctx, unsigned worker, const struct delivery_msg *msg);
+    /* Store a dead letter, or a skip (how says which), then call
+     * pipeline_stored(). The delivery is borrowed until then. */
+    void (*store)(void *ctx, struct delivery *d, enum verdict how);
+    /* Nothing of the partition runs any more after pipeline_quiet(). */
+    void (*quiet)(void *ctx, struct partition *p);
+    /* A worker found that the position row has another owner. */
+    void (*fenced)(void *ctx, struct partition *p);
+    /* pipeline_room() said 0 before: there is room again. */
+    void (*room_again)(void *ctx);
+    /* A delivery wants the spare worker, which is not up. */
+    void (*want_spare)(void *ctx);
+};
+
+struct pipeline_config {
+    uint32_t window_events; /* per partition */
+    uint64_t window_bytes;  /* over all */
+    unsigned n_workers;     /* 1…64; the spare one has this number */
+    int64_t quarantine_us;  /* how long after a crash a handler stays there */
+};
+
+struct pipeline *pipeline_new(const struct pipeline_config *config,
+                              const struct pipeline_ops *ops, void *ctx,
+                              struct metrics *metrics);
+/* Gives every event back to its source, unsettled. */
+void pipeline_free(struct pipeline *pl);
+
+/* --- time ------------------------------------------------------------------ */
+
+/* Once a turn of the loop: what is due becomes ready. */
+void pipeline_tick(struct pipeline *pl, int64_t now_us, int64_t wall_us);
+/* When to tick again at the latest (µs, monotonic). */
+int64_t pipeline_next_tick(const struct pipeline *pl);
+
+/* --- handlers -------------------------------------------------------------- */
+
+/* Finds or makes; index 0, named "", takes what cannot be decoded. */
+struct handler *pipeline_handler(struct pipeline *pl, const char *name);
+size_t pipeline_handlers(const struct pipeline *pl,
+                         struct handler *const **handlers);
+/* The version that runs from now on. Takes `spec`. `vm` is loaded in every
+ * worker that is up. */
+void pipeline_switch(struct pipeline *pl, struct handler *h,
+                     struct handler_spec *spec, uint32_t vm);
+/* Held or removed: positions stay, the windows go on without it. */
+void pipeline_detach(struct pipeline *pl, struct handler *h, bool is_removed);
+/* Back: every partition rewinds to the handler's position. */
+void pipeline_attach(struct pipeline *pl, struct handler *h);
+/* The spare worker and the others: which one may run how many lanes. */
+unsigned pipeline_concurrency_at(const struct pipeline *pl,
+                                 const struct handler *h, int concurrency,
+                                 unsigned worker);
+
+/* Flags are borrowed for good; call after each change. `held`: no delivery is
+ * sent and nothing more is taken. */
+void pipeline_flags(struct pipeline *pl, const struct flags *flags, bool held);
+
+/* --- partitions ------------------------------------------------------------ */
+
+struct partition *pipeline_open(struct pipeline *pl,
+                                const struct source_ops *ops, void *source,
+                                const char *topic, int32_t number,
+                                const char *name, const char *source_id);
+/* A handler's position is known. Takes from->gaps. */
+void pipeline_open_cursor(struct partition *p, struct handler *h,
+                          struct position *from, int64_t epoch);
+/* All known: the source starts at the earliest of them. */
+void pipeline_start(struct partition *p);
+/* Nothing new is sent; ops->quiet() follows, at once when nothing runs.
+ * `rewind`: then start again from the positions. */
+void pipeline_quiet(struct partition *p, bool rewind);
+/* Give up what still runs: late verdicts settle nothing. After a deadline. */
+void pipeline_abandon(struct partition *p);
+/* After quiet (or abandon): forget it. Frees `p`. */
+void pipeline_close(struct partition *p);
+void pipeline_trouble(struct partition *p, const char *text);
+
+#define PARTITIONS_MAX 4096
+/* The open ones, in the order of opening. */
+size_t pipeline_partitions(struct pipeline *pl, struct partition **all,
+                           size_t max);
+typedef void pipeline_partition_fn(void *arg, struct partition *p);
+void pipeline_each(struct pipeline *pl, pipeline_partition_fn *fn, void *arg);
+
+/* Where a handler stands: what may be stored. False when the cursor is not
+ * open. `at` is filled; ranges_fini() it. */
+bool pipeline_position(const struct partition *p, const struct handler *h,
+                       struct position *at);
+/* The watermark of the attached handlers; false when there are none. */
+bool pipeline_watermark(const struct partition *p, int64_t *next);
+/* The oldest delivery of the handler that is not settled, or NULL. */
+const struct delivery *pipeline_oldest(const struct partition *p,
+                                       const struct handler *h);
+
+/* --- events ---------------------------------------------------------------- */
+
+struct event *pipeline_event_new(struct pipeline *pl, struct partition *p);
+size_t pipeline_room(struct pipeline *pl);
+void pipeline_offer(struct pipeline *pl, struct event *ev);
+void pipeline_advance(struct partition *p, int64_t next);
+void pipeline_stored(struct pipeline *pl, struct delivery *d);
+
+/* --- workers --------------------------------------------------------------- */
+
+void pipeline_worker_up(struct pipeline *pl, unsigned worker);
+/* Send what is ready; `worker` or all. */
+void pipeline_pump(struct pipeline *pl, unsigned worker);
+void pipeline_pump_all(struct pipeline *pl);
+void pipeline_verdict(struct pipeline *pl, unsigned worker,
+                      const struct verdict_msg *v);
+
+struct worker_death {
+    bool something_ran;    /* `running` is what executed */
+    uint32_t running;      /* slot */
+    uint32_t run_count;    /* above 1: a batch that began with it */
+    const uint64_t *started; /* bits by slot */
+    enum error_class class;
+    const char *reason;
+};
+void pipeline_worker_died(struct pipeline *pl, unsigned worker,
+                          const struct worker_death *death);
+bool pipeline_worker_is_idle(const struct pipeline *pl, unsigned worker);
+
+/* --- numbers --------------------------------------------------------------- */
+
+struct pipeline_numbers {
+    uint64_t deliveries[DELIVERY_STATE_COUNT];
+    uint64_t events, cost, lanes;
+};
+void pipeline_numbers(const struct pipeline *pl, struct pipeline_numbers *n);
+
+#endif
