@@ -1,0 +1,54 @@
+/* The inside of src/kafka: what its files share about a librdkafka handle. */
+#ifndef MT_KAFKA_CLIENT_INTERNAL_H
+#define MT_KAFKA_CLIENT_INTERNAL_H
+
+#include "kafka/settings.h"
+
+#include <ev.h>
+#include <librdkafka/rdkafka.h>
+
+#define UNUSED __attribute__((unused))
+
+/* Embedded first in a consumer or producer: librdkafka's opaque. */
+struct kafka_client {
+    const char *role; /* "consumer" or "producer", for log lines */
+    rd_kafka_t *rk;
+    bool connected;
+    void (*on_state)(void *arg, bool connected);
+    void *state_arg;
+};
+
+/* Calls `on_ready` on the loop when `queue` turns from empty to non-empty;
+ * whoever is called must read until empty. */
+struct kafka_wake {
+    struct ev_loop *loop;
+    rd_kafka_queue_t *queue;
+    ev_io io;
+    void (*on_ready)(void *arg);
+    void *arg;
+};
+
+/* A configuration with our callbacks, `defaults` (pairs ended by NULL) and, on
+ * top of them, what `settings` says. Gives; NULL when a property is refused. */
+rd_kafka_conf_t *kafka_conf_new(const struct kafka_settings *settings,
+                                const char *const *defaults,
+                                struct kafka_client *client,
+                                struct err *err) MUST_CHECK;
+
+bool kafka_conf_put(rd_kafka_conf_t *conf, const char *name, const char *value,
+                    struct err *err) MUST_CHECK;
+
+/* rd_kafka_new() that takes `conf` in any case. */
+bool kafka_client_open(struct kafka_client *client, rd_kafka_type_t type,
+                       rd_kafka_conf_t *conf, struct err *err) MUST_CHECK;
+
+/* `queue` is taken: given back to librdkafka at fini. */
+void kafka_wake_init(struct kafka_wake *wake, struct ev_loop *loop,
+                     rd_kafka_queue_t *queue, void (*on_ready)(void *arg),
+                     void *arg);
+void kafka_wake_fini(struct kafka_wake *wake);
+
+/* An error of librdkafka with its name as the code. Returns false. */
+bool kafka_err(struct err *err, rd_kafka_resp_err_t code, const char *what);
+
+#endif
