@@ -1,0 +1,551 @@
+/*
+ * An assignment goes through these steps, for all its partitions together:
+ * opened() → the host reads positions and calls start() for each → bounds are
+ * asked for those that start at the earliest or latest → assign → records.
+ * Back: closing() for each → closed() for each → the last commit → unassign.
+ */
+#include "sources/kafka_source.h"
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/scan.h"
+#include "core/partition.h"
+#include "kafka/consumer.h"
+#include "sources/decode.h"
+
+#include <ev.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define UNUSED     __attribute__((unused))
+#define FAREWELL   3.0  /* seconds the last commit may take */
+#define COMMIT_GAP 0.05 /* seconds in which commits are gathered */
+
+static const char component[] = "kafka";
+
+struct place {
+    struct kafka_source *source;
+    struct kafka_part *part;
+    struct partition *p; /* NULL once closed */
+    int64_t start;       /* asked by the host */
+    bool has_started;
+    bool is_paused;
+    int64_t committed; /* last given to the group */
+    int64_t settled;   /* to be committed; -1 nothing */
+};
+
+struct kafka_source {
+    struct ev_loop *loop;
+    struct source_sink sink;
+    struct kafka_consumer *consumer;
+    struct scan *scan;
+    enum format format;
+    int64_t max_bytes;
+    void (*on_rebalance)(void *arg);
+    void *rebalance_arg;
+
+    struct place **places;
+    size_t n, open; /* in the assignment; not yet closed */
+    bool is_reading, is_leaving, is_lost;
+    ev_timer commit_soon, farewell;
+    unsigned commits; /* under way */
+
+    bool is_stopping;
+    void (*stopped)(void *arg);
+    void *stopped_arg;
+};
+
+static struct place *place_of(const struct partition *p)
+{
+    return p->place;
+}
+
+/* --- records --------------------------------------------------------------- */
+
+/* No id of its own: the place names the event, for ever. */
+static struct slice place_id(struct kafka_kept *kept, const struct place *place,
+                             int64_t offset)
+{
+    const char *id = strchr(place->part->source_id, '/');
+    char *text = xasprintf("%s/%d/%lld", id ? id + 1 : place->part->source_id,
+                           place->part->partition, (long long)offset);
+    struct slice noted = kafka_kept_note(kept, slice_of(text));
+
+    free(text);
+    return noted;
+}
+
+static void fill_facts(struct kafka_source *s, struct event *event,
+                       struct kafka_kept *kept)
+{
+    struct decoded decoded;
+    struct err err;
+
+    event->body = kept->value;
+    event->form = BODY_BINARY;
+    if ((int64_t)kept->value.len > s->max_bytes) {
+        event->undecodable =
+            xasprintf("%zu bytes are more than event.max_bytes (%lld)",
+                      kept->value.len, (long long)s->max_bytes);
+        return;
+    }
+    if (!decode_record(s->scan, s->format, kept, &decoded, &err)) {
+        event->undecodable = xstrdup(err.msg);
+        return;
+    }
+    memcpy(event->facts, decoded.facts, sizeof(event->facts));
+    event->form = decoded.form;
+    event->body = decoded.body;
+}
+
+static int64_t occurred_us(const struct event *event, int64_t timestamp_ms)
+{
+    struct slice at = event->facts[FACT_OCCURRED_AT];
+    int64_t us = at.ptr ? clock_parse(at.ptr, at.len) : INT64_MIN;
+
+    if (us != INT64_MIN)
+        return us;
+    return timestamp_ms > 0 ? timestamp_ms * 1000 : 0;
+}
+
+static bool on_record(void *arg, const struct kafka_record *record)
+{
+    struct kafka_source *s = arg;
+    struct place *place = record->part->owner;
+    struct kafka_kept *kept;
+    struct event *event;
+
+    if (!place || !place->p || s->is_leaving)
+        return true; /* of no use any more: it is read again elsewhere */
+    if (place->is_paused)
+        return false;
+    kept = kafka_kept_of(record);
+    event = s->sink.event_new(s->sink.ctx, place->p);
+    event->place = record->offset;
+    event->memory = kept;
+    event->key = kept->key;
+    event->arrived_us = clock_mono_us();
+    fill_facts(s, event, kept);
+    if (!event->facts[FACT_ID].ptr)
+        event->facts[FACT_ID] = place_id(kept, place, record->offset);
+    event->occurred_us = occurred_us(event, record->timestamp_ms);
+    s->sink.offer(s->sink.ctx, event);
+    return true;
+}
+
+static void on_end(void *arg, struct kafka_part *part, int64_t offset)
+{
+    struct kafka_source *s = arg;
+    struct place *place = part->owner;
+
+    if (place && place->p && !s->is_leaving && place->p->next < offset)
+        s->sink.advance(s->sink.ctx, place->p, offset);
+}
+
+static void on_part_error(void *arg, struct kafka_part *part,
+                          const struct err *err)
+{
+    struct kafka_source *s = arg;
+    struct place *place = part->owner;
+
+    log_error("partition stopped", "topic=%s partition=%d code=%s err=" LOG_Q,
+              part->topic, part->partition, err->code, err->msg);
+    if (place && place->p)
+        s->sink.trouble(s->sink.ctx, place->p, err->msg);
+}
+
+/* --- assignment -------------------------------------------------------------- */
+
+static const struct source_ops ops;
+
+static struct place *open_place(struct kafka_source *s, struct kafka_part *part)
+{
+    struct place *place = xcalloc(1, sizeof(*place));
+    char *name = xasprintf("%s/%d", part->topic, part->partition);
+
+    place->source = s;
+    place->part = part;
+    place->settled = place->committed = -1;
+    part->owner = place;
+    place->p = s->sink.opened(s->sink.ctx, &ops, s, part->topic,
+                              part->partition, name, part->source_id);
+    place->p->place = place;
+    free(name);
+    return place;
+}
+
+static void read_from(struct kafka_source *s)
+{
+    int64_t *offsets = xcalloc(s->n + 1, sizeof(*offsets));
+    struct err err;
+
+    for (size_t i = 0; i < s->n; i++)
+        offsets[i] = s->places[i]->start;
+    s->is_reading = true;
+    if (!kafka_consumer_assign(s->consumer, offsets, &err))
+        log_warn("cannot start reading", "err=" LOG_Q, err.msg);
+    free(offsets);
+}
+
+static bool is_named(int64_t start)
+{
+    return start == POSITION_EARLIEST || start == POSITION_LATEST;
+}
+
+/* `offsets` are of the places that started at a name, in order. */
+static void on_found(void *arg, const int64_t *offsets, size_t n)
+{
+    struct kafka_source *s = arg;
+    size_t at = 0;
+
+    if (s->is_leaving)
+        return;
+    for (size_t i = 0; i < s->n && at < n; i++) {
+        struct place *place = s->places[i];
+
+        if (!is_named(place->start))
+            continue;
+        place->start = offsets[at++];
+        s->sink.advance(s->sink.ctx, place->p, place->start);
+    }
+    read_from(s);
+}
+
+static void start_all(struct kafka_source *s)
+{
+    struct kafka_part **parts = xcalloc(s->n + 1, sizeof(*parts));
+    bool *ends = xcalloc(s->n + 1, sizeof(*ends));
+    size_t named = 0;
+
+    for (size_t i = 0; i < s->n; i++) {
+        if (!is_named(s->places[i]->start))
+            continue;
+        ends[named] = s->places[i]->start == POSITION_LATEST;
+        parts[named++] = s->places[i]->part;
+    }
+    if (named > 0)
+        kafka_consumer_find(s->consumer, parts, ends, named, on_found, s);
+    else
+        read_from(s);
+    free(parts);
+    free(ends);
+}
+
+static void on_assigned(void *arg, struct kafka_part **parts, size_t n)
+{
+    struct kafka_source *s = arg;
+
+    if (s->on_rebalance)
+        s->on_rebalance(s->rebalance_arg);
+    s->places = xcalloc(n + 1, sizeof(*s->places));
+    s->is_reading = s->is_leaving = s->is_lost = false;
+    s->n = s->open = n;
+    for (size_t i = 0; i < n; i++)
+        s->places[i] = open_place(s, parts[i]);
+    if (n == 0)
+        read_from(s);
+}
+
+/* A start after the first is a rewind: the group keeps its offset, which only
+ * moves forward. */
+static void rewind_place(struct kafka_source *s, struct place *place)
+{
+    struct err err;
+
+    CHECK(!is_named(place->start));
+    place->is_paused = false;
+    if (!kafka_consumer_seek(s->consumer, place->part, place->start, &err))
+        log_warn("cannot rewind", "topic=%s partition=%d err=" LOG_Q,
+                 place->part->topic, place->part->partition, err.msg);
+}
+
+static void start(struct partition *p, const struct position *from)
+{
+    struct place *place = place_of(p);
+    struct kafka_source *s = place->source;
+
+    place->start = from->next;
+    if (s->is_leaving)
+        return;
+    if (s->is_reading) {
+        rewind_place(s, place);
+        return;
+    }
+    place->has_started = true;
+    for (size_t i = 0; i < s->n; i++)
+        if (!s->places[i]->has_started)
+            return;
+    start_all(s);
+}
+
+static void give_back(struct kafka_source *s)
+{
+    struct place **places = s->places;
+    size_t n = s->n;
+
+    ev_timer_stop(s->loop, &s->farewell);
+    ev_timer_stop(s->loop, &s->commit_soon);
+    s->places = NULL;
+    s->n = s->open = 0;
+    s->commits = 0; /* an answer that still comes is nobody's */
+    for (size_t i = 0; i < n; i++) {
+        places[i]->part->owner = NULL;
+        free(places[i]);
+    }
+    free(places);
+    s->is_leaving = false;
+    if (s->is_stopping) {
+        if (s->stopped)
+            s->stopped(s->stopped_arg);
+        s->stopped = NULL;
+        return; /* leaving the group gives the parts back */
+    }
+    kafka_consumer_unassign(s->consumer);
+}
+
+static void close_all(struct kafka_source *s, bool lost)
+{
+    s->is_leaving = true;
+    s->is_lost = lost;
+    if (s->open == 0) {
+        give_back(s);
+        return;
+    }
+    for (size_t i = 0; i < s->n; i++)
+        if (s->places[i]->p)
+            s->sink.closing(s->sink.ctx, s->places[i]->p, lost);
+}
+
+static void on_revoked(void *arg, bool lost)
+{
+    struct kafka_source *s = arg;
+
+    if (s->on_rebalance)
+        s->on_rebalance(s->rebalance_arg);
+    if (!s->is_leaving)
+        close_all(s, lost);
+    else
+        s->is_lost |= lost;
+}
+
+/* --- commits ------------------------------------------------------------------ */
+
+static bool commit_now(struct kafka_source *s)
+{
+    struct kafka_part **parts = xcalloc(s->n + 1, sizeof(*parts));
+    int64_t *offsets = xcalloc(s->n + 1, sizeof(*offsets));
+    size_t n = 0;
+
+    for (size_t i = 0; i < s->n; i++) {
+        struct place *place = s->places[i];
+
+        if (place->settled < 0 || place->settled == place->committed)
+            continue;
+        parts[n] = place->part;
+        offsets[n++] = place->committed = place->settled;
+    }
+    if (n > 0) {
+        kafka_consumer_commit(s->consumer, parts, offsets, n);
+        s->commits++;
+    }
+    free(parts);
+    free(offsets);
+    return n > 0;
+}
+
+static void on_committed(void *arg, const struct err *err)
+{
+    struct kafka_source *s = arg;
+
+    if (s->commits > 0)
+        s->commits--;
+    if (err) {
+        log_warn("commit failed", "code=%s err=" LOG_Q, err->code, err->msg);
+        for (size_t i = 0; i < s->n; i++)
+            s->places[i]->committed = -1; /* goes with the next one */
+    }
+    if (s->is_leaving && s->open == 0 && s->commits == 0)
+        give_back(s);
+}
+
+static void on_commit_soon(UNUSED struct ev_loop *loop, ev_timer *timer,
+                           UNUSED int events)
+{
+    commit_now(timer->data);
+}
+
+static void on_farewell(UNUSED struct ev_loop *loop, ev_timer *timer,
+                        UNUSED int events)
+{
+    struct kafka_source *s = timer->data;
+
+    log_warn("last commit not answered", "waited_s=%g", FAREWELL);
+    give_back(s);
+}
+
+static void commit(struct partition *p, const struct position *settled)
+{
+    struct place *place = place_of(p);
+    struct kafka_source *s = place->source;
+
+    place->settled = settled->next;
+    if (s->is_lost || ev_is_active(&s->commit_soon))
+        return;
+    ev_timer_set(&s->commit_soon, COMMIT_GAP, 0.);
+    ev_timer_start(s->loop, &s->commit_soon);
+}
+
+static void closed(struct partition *p)
+{
+    struct place *place = place_of(p);
+    struct kafka_source *s = place->source;
+
+    place->p = NULL;
+    CHECK(s->open > 0);
+    if (--s->open > 0)
+        return;
+    ev_timer_stop(s->loop, &s->commit_soon);
+    if (!s->is_lost)
+        commit_now(s);
+    if (s->is_lost || s->commits == 0) {
+        give_back(s);
+        return;
+    }
+    ev_timer_set(&s->farewell, FAREWELL, 0.);
+    ev_timer_start(s->loop, &s->farewell);
+}
+
+/* --- the rest of the seam -------------------------------------------------- */
+
+static void pause_reading(struct partition *p)
+{
+    place_of(p)->is_paused = true;
+}
+
+static void resume_reading(struct partition *p)
+{
+    struct place *place = place_of(p);
+
+    if (!place->is_paused)
+        return;
+    place->is_paused = false;
+    kafka_consumer_continue(place->source->consumer, place->part);
+}
+
+static void release(struct event *event)
+{
+    kafka_kept_free(event->memory);
+}
+
+static int64_t backlog(struct partition *p)
+{
+    struct place *place = place_of(p);
+    int64_t end = kafka_consumer_end(place->source->consumer, place->part);
+
+    if (end < 0)
+        return -1;
+    return end > p->next ? end - p->next : 0;
+}
+
+static const struct source_ops ops = {
+    .kind = SOURCE_KAFKA,
+    .start = start,
+    .pause = pause_reading,
+    .resume = resume_reading,
+    .release = release,
+    .commit = commit,
+    .closed = closed,
+    .backlog = backlog,
+};
+
+static const struct kafka_consumer_ops consumer_ops = {
+    .on_assigned = on_assigned,
+    .on_revoked = on_revoked,
+    .on_record = on_record,
+    .on_end = on_end,
+    .on_part_error = on_part_error,
+    .on_committed = on_committed,
+};
+
+struct kafka_source *kafka_source_new(struct ev_loop *loop,
+                                      const struct kafka_source_options *opts,
+                                      const struct source_sink *sink,
+                                      struct err *err)
+{
+    struct kafka_source *s = xcalloc(1, sizeof(*s));
+
+    s->loop = loop;
+    s->sink = *sink;
+    s->max_bytes = opts->max_bytes;
+    s->on_rebalance = opts->on_rebalance;
+    s->rebalance_arg = opts->arg;
+    s->scan = scan_new();
+    ev_timer_init(&s->commit_soon, on_commit_soon, COMMIT_GAP, 0.);
+    ev_timer_init(&s->farewell, on_farewell, FAREWELL, 0.);
+    s->commit_soon.data = s->farewell.data = s;
+    if (!format_parse(opts->format, &s->format)) {
+        err_set(err, ERR_PERMANENT,
+                "kafka.format: '%s' is not auto, native, cloudevents or "
+                "debezium",
+                opts->format);
+        goto fail;
+    }
+    s->consumer = kafka_consumer_new(loop, opts->kafka, &consumer_ops, s, err);
+    if (s->consumer)
+        return s;
+
+fail:
+    kafka_source_free(s);
+    return NULL;
+}
+
+void kafka_source_stop(struct kafka_source *s, void (*done)(void *arg),
+                       void *arg)
+{
+    s->is_stopping = true;
+    s->stopped = done;
+    s->stopped_arg = arg;
+    if (!s->is_leaving)
+        close_all(s, false);
+}
+
+void kafka_source_free(struct kafka_source *s)
+{
+    if (!s)
+        return;
+    ev_timer_stop(s->loop, &s->commit_soon);
+    ev_timer_stop(s->loop, &s->farewell);
+    kafka_consumer_free(s->consumer);
+    for (size_t i = 0; i < s->n; i++)
+        free(s->places[i]);
+    free(s->places);
+    scan_free(s->scan);
+    free(s);
+}
+
+bool kafka_source_connected(const struct kafka_source *s)
+{
+    return kafka_consumer_connected(s->consumer);
+}
+
+json_t *kafka_source_json(const struct kafka_source *s)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < s->n; i++) {
+        const struct place *place = s->places[i];
+
+        json_array_append_new(
+            list,
+            json_pack("{s:s, s:i, s:s, s:I, s:I, s:b}", "topic",
+                      place->part->topic, "partition", place->part->partition,
+                      "sourceId", place->part->source_id, "end",
+                      (json_int_t)kafka_consumer_end(s->consumer, place->part),
+                      "committed", (json_int_t)place->committed, "paused",
+                      place->is_paused));
+    }
+    return json_pack("{s:s, s:b, s:o}", "kind", "kafka", "connected",
+                     kafka_consumer_connected(s->consumer), "partitions", list);
+}

@@ -1,0 +1,169 @@
+#include "sources/outbox_sql.h"
+
+#include "base/mem.h"
+#include "pg/pg.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct preset {
+    const char *name;
+    /* id, type, version, aggregate type, id, version, time, metadata, body */
+    const char *columns;
+};
+
+/* The three known shapes of a table (native, Prisma's, Debezium's). */
+static const struct preset presets[] = {
+    {"native",
+     "id::text, event_type, event_version::text, aggregate_type, "
+     "aggregate_id::text, aggregate_version::text, occurred_at::text, "
+     "metadata::text, event_data::text"},
+    {"camel", "\"id\"::text, \"eventType\", NULL::text, \"aggregateType\", "
+              "\"aggregateId\"::text, NULL::text, \"occurredAt\"::text, "
+              "\"metadata\"::text, \"payload\"::text"},
+    {"debezium",
+     "id::text, \"type\", NULL::text, aggregatetype, aggregateid::text, "
+     "NULL::text, NULL::text, NULL::text, payload::text"},
+};
+
+/*
+ * What the cursor relies on, checked and not assumed: without these an event
+ * can be lost. The sequence is found by the default of the column.
+ */
+const char outbox_check_sql[] =
+    "WITH RECURSIVE tree(oid) AS ("
+    " SELECT to_regclass($1)::oid"
+    " UNION ALL SELECT i.inhrelid FROM pg_inherits i"
+    " JOIN tree t ON i.inhparent = t.oid),"
+    " cols AS (SELECT t.oid, x.attnum AS xnum, s.attnum AS snum,"
+    "  pg_get_expr(xd.adbin, xd.adrelid) AS xdef,"
+    "  pg_get_expr(sd.adbin, sd.adrelid) AS sdef"
+    " FROM tree t"
+    " LEFT JOIN pg_attribute x ON x.attrelid = t.oid AND x.attname = 'xid'"
+    "  AND NOT x.attisdropped"
+    " LEFT JOIN pg_attribute s ON s.attrelid = t.oid AND s.attname = 'seq'"
+    "  AND NOT s.attisdropped"
+    " LEFT JOIN pg_attrdef xd ON xd.adrelid = t.oid AND xd.adnum = x.attnum"
+    " LEFT JOIN pg_attrdef sd ON sd.adrelid = t.oid AND sd.adnum = s.attnum),"
+    " named AS (SELECT to_regclass(substring(sdef"
+    "  from 'nextval\\(''(.+)''::regclass\\)'))::oid AS oid"
+    "  FROM cols WHERE oid = to_regclass($1)),"
+    " faults AS ("
+    " SELECT format('%s has no column xid or seq: run moontide migrate up',"
+    "  oid::regclass) AS text FROM cols"
+    "  WHERE oid IS NOT NULL AND (xnum IS NULL OR snum IS NULL)"
+    " UNION ALL SELECT format('%s: column xid must stand before seq',"
+    "  oid::regclass) FROM cols WHERE xnum > snum"
+    " UNION ALL SELECT format('%s: the default of xid must be"
+    " pg_current_xact_id()', oid::regclass) FROM cols WHERE xnum IS NOT NULL"
+    "  AND coalesce(xdef, '') !~ 'pg_current_xact_id\\(\\)'"
+    " UNION ALL SELECT format('%s: seq must be filled by a sequence"
+    " (default nextval)', oid::regclass) FROM cols WHERE snum IS NOT NULL"
+    "  AND coalesce(sdef, '') !~ '^nextval\\('"
+    " UNION ALL SELECT format('%s: the sequence must have increment 1, cache 1"
+    " and no cycle', q.seqrelid::regclass) FROM pg_sequence q"
+    "  JOIN named n ON n.oid = q.seqrelid"
+    "  WHERE q.seqincrement <> 1 OR q.seqcache <> 1 OR q.seqcycle)"
+    " SELECT to_regclass($1) IS NOT NULL,"
+    " (SELECT system_identifier::text FROM pg_control_system()),"
+    " (SELECT timeline_id::text FROM pg_control_checkpoint()),"
+    " (SELECT string_agg(text, '; ') FROM (SELECT text FROM faults LIMIT 3) f),"
+    " (SELECT coalesce(pg_sequence_last_value(oid), 0) FROM named"
+    "  WHERE oid IS NOT NULL)";
+
+/* Who may still own a missing number: the oldest transaction that writes, in
+ * any database, or one that was prepared and forgotten. */
+const char outbox_holder_sql[] =
+    "SELECT pid, extract(epoch FROM clock_timestamp() - xact_start)::bigint,"
+    " left(coalesce(query, ''), 200), coalesce(state, ''),"
+    " coalesce(usename::text, ''), coalesce(application_name, ''),"
+    " coalesce(datname::text, '')"
+    " FROM (SELECT pid, xact_start, query, state, usename, application_name,"
+    "  datname, age(backend_xid) AS xid_age FROM pg_stat_activity"
+    "  WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()"
+    "  UNION ALL SELECT 0, prepared, 'prepared transaction ' || gid,"
+    "  'prepared', owner, '', database, age(transaction)"
+    "  FROM pg_prepared_xacts) t ORDER BY xid_age DESC LIMIT 1";
+
+static char *read_sql(const char *table, const char *columns)
+{
+    return xasprintf(
+        "SELECT NULL::bigint AS seq, pg_current_snapshot()::text, NULL, NULL,"
+        " NULL, NULL, NULL, NULL, NULL, NULL"
+        " UNION ALL (SELECT seq, %s FROM %s WHERE seq > $1::bigint"
+        " ORDER BY seq LIMIT $2::int) ORDER BY seq NULLS FIRST",
+        columns, table);
+}
+
+/* The limit holds for gaps and news together, lowest numbers first: news may
+ * not overtake a filled gap that did not fit. An unchanged snapshot shows no
+ * more of the gaps than the last one did. */
+static char *read_gaps_sql(const char *table, const char *columns)
+{
+    return xasprintf(
+        "SELECT NULL::bigint AS seq, pg_current_snapshot()::text, NULL, NULL,"
+        " NULL, NULL, NULL, NULL, NULL, NULL"
+        " UNION ALL (SELECT * FROM ("
+        "(SELECT r.* FROM unnest($3::bigint[], $4::bigint[]) g(a, b)"
+        " CROSS JOIN LATERAL (SELECT seq, %s FROM %s"
+        " WHERE seq BETWEEN g.a AND g.b AND seq <@ $5::int8multirange) r"
+        " WHERE pg_current_snapshot()::text <> $6 ORDER BY r.seq"
+        " LIMIT $2::int)"
+        " UNION ALL (SELECT seq, %s FROM %s WHERE seq > $1::bigint"
+        " ORDER BY seq LIMIT $2::int)) u ORDER BY seq LIMIT $2::int)"
+        " ORDER BY seq NULLS FIRST",
+        columns, table, columns, table);
+}
+
+/* "schema.table" or "table", each part quoted. */
+static bool quote_table(const char *table, char **quoted, struct err *err)
+{
+    const char *dot = strchr(table, '.');
+    char *schema = dot ? xstrndup(table, (size_t)(dot - table)) : xstrdup("");
+    char first[150], second[150];
+    bool ok = pg_quote_ident(schema, first, sizeof(first)) &&
+              pg_quote_ident(dot ? dot + 1 : table, second, sizeof(second));
+
+    free(schema);
+    if (!ok)
+        return err_set(err, ERR_PERMANENT,
+                       "outbox.table: '%s' is no name of "
+                       "a table",
+                       table);
+    *quoted = dot ? xasprintf("%s.%s", first, second) : xstrdup(second);
+    return true;
+}
+
+bool outbox_sql_init(struct outbox_sql *sql, const char *table,
+                     const char *preset, struct err *err)
+{
+    const struct preset *found = NULL;
+
+    memset(sql, 0, sizeof(*sql));
+    for (size_t i = 0; i < sizeof(presets) / sizeof(presets[0]); i++)
+        if (strcmp(presets[i].name, preset) == 0)
+            found = &presets[i];
+    if (!found)
+        return err_set(err, ERR_PERMANENT,
+                       "outbox.columns: '%s' is not native, camel or debezium",
+                       preset);
+    if (!quote_table(table, &sql->table, err))
+        return false;
+    sql->read = read_sql(sql->table, found->columns);
+    sql->read_gaps = read_gaps_sql(sql->table, found->columns);
+    sql->anchor =
+        xasprintf("SELECT (SELECT id::text FROM %s WHERE seq = $1::bigint),"
+                  " (SELECT coalesce(max(seq), 0) FROM %s),"
+                  " EXISTS (SELECT 1 FROM %s WHERE seq < $1::bigint)",
+                  sql->table, sql->table, sql->table);
+    return true;
+}
+
+void outbox_sql_fini(struct outbox_sql *sql)
+{
+    free(sql->table);
+    free(sql->read);
+    free(sql->read_gaps);
+    free(sql->anchor);
+    memset(sql, 0, sizeof(*sql));
+}

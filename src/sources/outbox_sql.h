@@ -1,0 +1,54 @@
+/* The statements of the outbox source, for a table and its column preset. */
+#ifndef MT_SOURCES_OUTBOX_SQL_H
+#define MT_SOURCES_OUTBOX_SQL_H
+
+#include "base/err.h"
+
+#include <stdbool.h>
+
+/* Columns of both reading statements, in this order. The first row has a NULL
+ * seq and the text of the snapshot in the place of the id. */
+enum outbox_column {
+    COLUMN_SEQ,
+    COLUMN_ID,
+    COLUMN_TYPE,
+    COLUMN_VERSION,
+    COLUMN_AGGREGATE_TYPE,
+    COLUMN_AGGREGATE_ID,
+    COLUMN_AGGREGATE_VERSION,
+    COLUMN_OCCURRED_AT,
+    COLUMN_METADATA,
+    COLUMN_BODY,
+};
+
+/* One row, for the table $1: does it exist, system identifier, timeline, what
+ * is wrong with its columns or its sequence (or NULL), the sequence's value. */
+enum outbox_check {
+    CHECK_EXISTS,
+    CHECK_SYSTEM,
+    CHECK_TIMELINE,
+    CHECK_PROBLEM,
+    CHECK_SEQUENCE,
+};
+
+/* The anchor: the event at $1 as text, the highest number, is there a row
+ * below $1. */
+enum outbox_anchor { ANCHOR_ID, ANCHOR_HIGHEST, ANCHOR_BELOW };
+
+struct outbox_sql {
+    char *table;     /* quoted, with its schema */
+    char *read;      /* $1 last, $2 limit */
+    char *read_gaps; /* and $3 firsts, $4 lasts, $5 gaps, $6 last snapshot */
+    char *anchor;
+};
+
+extern const char outbox_check_sql[];
+/* Nothing, or one row: pid, age in s, query, state, user, program, database. */
+extern const char outbox_holder_sql[];
+
+/* `table` may carry a schema; `preset` is native, camel or debezium. */
+bool outbox_sql_init(struct outbox_sql *sql, const char *table,
+                     const char *preset, struct err *err) MUST_CHECK;
+void outbox_sql_fini(struct outbox_sql *sql);
+
+#endif

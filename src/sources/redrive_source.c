@@ -1,0 +1,316 @@
+#include "sources/redrive_source.h"
+
+#include "base/buf.h"
+#include "base/clock.h"
+#include "base/list.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "core/partition.h"
+#include "pg/pg.h"
+#include "stores/tries.h"
+
+#include <ev.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define UNUSED   __attribute__((unused))
+#define LOOK_S   0.5
+#define OPEN_MAX 200 /* letters on their way */
+#define LIMIT    "100"
+
+static const char component[] = "redrive";
+
+/* From its reading until its row says how it ended. */
+struct letter {
+    struct list link;
+    struct redrive_source *source;
+    int64_t id;
+    json_t *facts;
+    char *body, *key;
+    bool is_settled; /* its row is being written: not offered, not released */
+};
+
+struct redrive_source {
+    struct ev_loop *loop;
+    struct pg_pool *pool;
+    struct source_sink sink;
+    struct partition *p;
+    struct tries tries;
+    struct list letters;
+    size_t open;
+    bool is_started, is_paused, is_stopping;
+    struct pg_request *request;
+    ev_timer timer;
+    void (*stopped)(void *arg);
+    void *stopped_arg;
+};
+
+static const char read_sql[] =
+    "SELECT id, handler, format, facts::text, body, key, attempts"
+    " FROM event_dead_letters WHERE state = 'redriving'"
+    " AND id <> ALL ($1::bigint[])"
+    " ORDER BY source, partition, place, id LIMIT " LIMIT;
+
+static const char settle_sql[] =
+    "WITH w AS (UPDATE event_dead_letters SET state = $2, note = $3"
+    " WHERE id = $1::bigint AND state = 'redriving' RETURNING *)"
+    " INSERT INTO event_deliveries (handler, event_id, source, partition,"
+    " place, outcome, reason, version, attempts) SELECT handler, event_id,"
+    " source, partition, place, $2, $3, handler_version, attempts FROM w"
+    " ON CONFLICT (handler, event_id) DO UPDATE SET outcome = excluded.outcome,"
+    " reason = excluded.reason, at = now()";
+
+static void look(struct redrive_source *s);
+
+static void letter_free(struct letter *letter)
+{
+    list_remove(&letter->link);
+    letter->source->open--;
+    json_decref(letter->facts);
+    free(letter->body);
+    free(letter->key);
+    free(letter);
+}
+
+static void look_in(struct redrive_source *s, double seconds)
+{
+    ev_timer_stop(s->loop, &s->timer);
+    ev_timer_set(&s->timer, seconds, 0.);
+    ev_timer_start(s->loop, &s->timer);
+}
+
+static void on_timer(UNUSED struct ev_loop *loop, ev_timer *timer,
+                     UNUSED int events)
+{
+    look(timer->data);
+}
+
+static int nibble(char c)
+{
+    return c <= '9' ? c - '0' : c - 'a' + 10;
+}
+
+/* PostgreSQL's \x… text of a bytea; NULL stays absent. */
+static char *bytes_of(const struct pg_result *res, int row, int col,
+                      struct slice *bytes)
+{
+    const char *hex = pg_result_value(res, row, col);
+    size_t len = pg_result_len(res, row, col);
+    char *out;
+
+    *bytes = (struct slice){NULL, 0};
+    if (pg_result_is_null(res, row, col) || len < 2)
+        return NULL;
+    len = (len - 2) / 2;
+    out = xmalloc(len + 1);
+    for (size_t i = 0; i < len; i++)
+        out[i] = (char)(nibble(hex[2 + 2 * i]) << 4 | nibble(hex[3 + 2 * i]));
+    *bytes = (struct slice){out, len};
+    return out;
+}
+
+static void fill_facts(struct event *event, const json_t *facts)
+{
+    for (enum fact fact = 0; fact < FACT_COUNT; fact++) {
+        const json_t *value = json_object_get(facts, fact_name(fact));
+
+        if (json_is_string(value))
+            event->facts[fact] = (struct slice){json_string_value(value),
+                                                json_string_length(value)};
+    }
+}
+
+static void offer_row(struct redrive_source *s, const struct pg_result *res,
+                      int row)
+{
+    struct event *event = s->sink.event_new(s->sink.ctx, s->p);
+    struct letter *letter = xcalloc(1, sizeof(*letter));
+    struct slice at;
+
+    letter->source = s;
+    letter->id = strtoll(pg_result_value(res, row, 0), NULL, 10);
+    letter->facts = json_loads(pg_result_value(res, row, 3), 0, NULL);
+    letter->body = bytes_of(res, row, 4, &event->body);
+    letter->key = bytes_of(res, row, 5, &event->key);
+    list_append(&s->letters, &letter->link);
+    s->open++;
+    event->memory = letter;
+    event->place = letter->id;
+    event->only_handler = xstrdup(pg_result_value(res, row, 1));
+    event->arrived_us = clock_mono_us();
+    if (!body_form_parse(pg_result_value(res, row, 2), &event->form))
+        event->form = BODY_BINARY;
+    fill_facts(event, letter->facts);
+    at = event->facts[FACT_OCCURRED_AT];
+    event->occurred_us = at.ptr ? clock_parse(at.ptr, at.len) : 0;
+    if (event->occurred_us == INT64_MIN)
+        event->occurred_us = 0;
+    s->sink.offer(s->sink.ctx, event);
+}
+
+static void on_rows(void *arg, const struct pg_result *res,
+                    const struct err *err)
+{
+    struct redrive_source *s = arg;
+    int rows = err ? 0 : pg_result_nrows(res);
+
+    s->request = NULL;
+    if (err)
+        log_warn("cannot read dead letters", "err=" LOG_Q, err->msg);
+    for (int row = 0; row < rows && s->p && !s->is_stopping; row++)
+        offer_row(s, res, row);
+    if (rows > 0)
+        log_info("dead letters run again", "count=%d", rows);
+    look_in(s, LOOK_S);
+}
+
+static void look(struct redrive_source *s)
+{
+    struct buf ids = {0};
+    struct pg_param param;
+
+    if (s->request || !s->is_started || s->is_stopping)
+        return;
+    if (s->is_paused || s->open >= OPEN_MAX) {
+        look_in(s, LOOK_S);
+        return;
+    }
+    array_begin(&ids);
+    list_foreach (item, &s->letters)
+        array_add_number(&ids, CONTAINER_OF(item, struct letter, link)->id);
+    array_end(&ids);
+    param = (struct pg_param){.value = buf_text(&ids)};
+    s->request = pg_pool_query(s->pool, read_sql, 1, &param, on_rows, s);
+    buf_fini(&ids);
+}
+
+/* --- the seam -------------------------------------------------------------- */
+
+static void start(struct partition *p, UNUSED const struct position *from)
+{
+    struct redrive_source *s = p->place;
+
+    s->is_started = true;
+    look(s);
+}
+
+static void pause_reading(struct partition *p)
+{
+    ((struct redrive_source *)p->place)->is_paused = true;
+}
+
+static void resume_reading(struct partition *p)
+{
+    ((struct redrive_source *)p->place)->is_paused = false;
+}
+
+static void on_written(void *arg, UNUSED const struct pg_result *res)
+{
+    letter_free(arg);
+}
+
+/* A dead one has its row written by the dead-letter store already. */
+static void settled(struct event *event, enum verdict how, const char *reason)
+{
+    struct letter *letter = event->memory;
+    struct try *q;
+
+    if (how != VERDICT_ACK && how != VERDICT_SKIP)
+        return;
+    letter->is_settled = true;
+    q = try_new(&letter->source->tries, "settle dead letter", settle_sql);
+    try_number(q, letter->id);
+    try_text(q, how == VERDICT_ACK ? "redriven" : "discarded");
+    try_text(q, reason ? reason : "");
+    try_send(q, on_written, letter);
+}
+
+static void release(struct event *event)
+{
+    struct letter *letter = event->memory;
+
+    if (!letter->is_settled)
+        letter_free(letter);
+}
+
+static void commit(UNUSED struct partition *p,
+                   UNUSED const struct position *done)
+{
+}
+
+static void closed(struct partition *p)
+{
+    struct redrive_source *s = p->place;
+
+    s->p = NULL;
+    if (s->stopped)
+        s->stopped(s->stopped_arg);
+    s->stopped = NULL;
+}
+
+static int64_t backlog(UNUSED struct partition *p)
+{
+    return -1;
+}
+
+static const struct source_ops ops = {
+    .kind = SOURCE_REDRIVE,
+    .start = start,
+    .pause = pause_reading,
+    .resume = resume_reading,
+    .release = release,
+    .commit = commit,
+    .closed = closed,
+    .backlog = backlog,
+    .settled = settled,
+};
+
+struct redrive_source *redrive_source_new(struct ev_loop *loop,
+                                          struct pg_pool *pool,
+                                          const struct source_sink *sink)
+{
+    struct redrive_source *s = xcalloc(1, sizeof(*s));
+
+    s->loop = loop;
+    s->pool = pool;
+    s->sink = *sink;
+    list_init(&s->letters);
+    tries_init(&s->tries, loop, pool);
+    ev_timer_init(&s->timer, on_timer, LOOK_S, 0.);
+    s->timer.data = s;
+    s->p = sink->opened(sink->ctx, &ops, s, "dead letters", 0, "0", "");
+    s->p->place = s;
+    return s;
+}
+
+void redrive_source_stop(struct redrive_source *s, void (*done)(void *arg),
+                         void *arg)
+{
+    s->is_stopping = true;
+    if (!s->p) {
+        done(arg);
+        return;
+    }
+    s->stopped = done;
+    s->stopped_arg = arg;
+    s->sink.closing(s->sink.ctx, s->p, false);
+}
+
+void redrive_source_wake(struct redrive_source *s)
+{
+    look(s);
+}
+
+void redrive_source_free(struct redrive_source *s)
+{
+    if (!s)
+        return;
+    ev_timer_stop(s->loop, &s->timer);
+    if (s->request)
+        pg_request_forget(s->request);
+    tries_fini(&s->tries);
+    list_foreach_safe (item, &s->letters)
+        letter_free(CONTAINER_OF(item, struct letter, link));
+    free(s);
+}

@@ -1,0 +1,92 @@
+/*
+ * Dead letters: in event_dead_letters, or without PostgreSQL in <topic>.dlq
+ * with the headers of interfaces: original key, value and headers, x-error, …
+ *
+ * A letter counts as stored when the callback says ok: committed, or the
+ * broker's delivery report came. Failures are retried inside with backoff and
+ * logged; the callback comes once, with success, however long it takes (or
+ * never, when the process ends first). Storing the same (handler, source,
+ * partition, place, event id) again updates the row. Where the inbox already
+ * has (handler, event id) nothing is stored and `was_done` is true.
+ */
+#ifndef MT_STORES_DEADLETTERS_H
+#define MT_STORES_DEADLETTERS_H
+
+#include "base/err.h"
+#include "base/slice.h"
+#include "base/words.h"
+#include "core/event.h"
+
+#include <jansson.h>
+
+struct deadletters;
+
+struct dead_letter {
+    const char *handler; /* "" when undecodable */
+    const char *version;
+    const struct event *event; /* borrowed until stored */
+    bool checks_inbox;         /* the handler is transactional */
+    enum error_class class;
+    const char *code, *error, *traceback; /* "" when there is none */
+    int attempts;
+    json_t *history; /* [{attempt, at, class, error}], borrowed */
+    int64_t first_failed_us, failed_us; /* wall clock */
+};
+
+typedef void dead_stored_fn(void *arg, bool was_done);
+
+struct deadletters_ops {
+    /* Copies what it needs before it returns, except event and its bytes. */
+    void (*store)(struct deadletters *d, const struct dead_letter *letter,
+                  dead_stored_fn *done, void *arg);
+    void (*free)(struct deadletters *d);
+};
+
+struct deadletters {
+    const struct deadletters_ops *ops;
+};
+
+struct ev_loop;
+struct pg_pool;
+struct kafka_producer;
+
+struct deadletters *deadletters_pg_new(struct ev_loop *loop,
+                                       struct pg_pool *pool);
+/* Freed after its producer, whose end answers what is under way. */
+struct deadletters *deadletters_topic_new(struct kafka_producer *producer,
+                                          const char *suffix);
+
+/* class + error with digits, quoted texts and ids made equal + version, as a
+ * short hex name: failures that are the same failure. */
+void fingerprint(enum error_class class, const char *error, const char *version,
+                 char out[static 17]);
+
+/* --- what the API and the CLI do, PostgreSQL only ------------------------- */
+
+struct dead_filter { /* NULL or "": any */
+    const char *ids; /* "1,2,3" */
+    const char *handler, *type, *aggregate, *correlation, *class, *fingerprint;
+    const char *state;         /* default dead */
+    const char *since, *until; /* RFC 3339 or relative: 7d */
+    int64_t cursor;            /* ids below this; 0: from the newest */
+    int limit;                 /* 1…1000 */
+};
+
+/* `answer` is given (decref it); NULL with err. */
+typedef void dead_answer_fn(void *arg, json_t *answer, const struct err *err);
+
+void deadletters_list(struct pg_pool *pool, const struct dead_filter *filter,
+                      dead_answer_fn *done, void *arg);
+/* One, with body, history, traceback; JSON null when there is none. */
+void deadletters_show(struct pg_pool *pool, int64_t id, dead_answer_fn *done,
+                      void *arg);
+/* {"count":n}: to state redriving (the redrive source takes them in their
+ * original order), or discarded with a reason. */
+void deadletters_redrive(struct pg_pool *pool, const struct dead_filter *filter,
+                         bool dry_run, dead_answer_fn *done, void *arg);
+void deadletters_discard(struct pg_pool *pool, const struct dead_filter *filter,
+                         const char *reason, dead_answer_fn *done, void *arg);
+/* [[handler, class, n], …] waiting now, for the metric. */
+void deadletters_counts(struct pg_pool *pool, dead_answer_fn *done, void *arg);
+
+#endif

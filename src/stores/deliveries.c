@@ -1,0 +1,262 @@
+/*
+ * Rows are gathered while a statement is under way and go together with the
+ * next one, so that skipping a backlog costs one statement for many events.
+ */
+#include "stores/deliveries.h"
+
+#include "base/buf.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "core/partition.h"
+#include "pg/pg.h"
+#include "stores/clean.h"
+#include "stores/tries.h"
+
+#include <ev.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define UNUSED     __attribute__((unused))
+#define PRUNE_ROWS 20000
+
+static const char component[] = "deliveries";
+
+struct waiter {
+    delivery_stored_fn *done;
+    void *arg;
+};
+
+enum column {
+    HANDLER,
+    EVENT_ID,
+    SOURCE,
+    PARTITION,
+    PLACE,
+    OUTCOME,
+    REASON,
+    VERSION,
+    ATTEMPTS,
+    COLUMNS,
+};
+
+struct batch {
+    struct delivery_store *store;
+    struct buf columns[COLUMNS];
+    struct waiter *waiters;
+    size_t n, cap;
+};
+
+struct delivery_store {
+    struct tries tries;
+    struct ev_loop *loop;
+    struct pg_pool *pool;   /* NULL: nothing is kept */
+    struct batch *gathered; /* not sent yet, or NULL */
+    bool is_sending;
+    ev_timer soon; /* answers without a database, and the first of a batch */
+    int64_t prune_seconds;
+};
+
+static const char put_sql[] =
+    "INSERT INTO event_deliveries (handler, event_id, source, partition, place,"
+    " outcome, reason, version, attempts) SELECT DISTINCT ON (1, 2) * FROM"
+    " unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[],"
+    " $6::text[], $7::text[], $8::text[], $9::int[])"
+    " ON CONFLICT (handler, event_id) DO UPDATE SET"
+    " outcome = excluded.outcome, reason = excluded.reason,"
+    " version = excluded.version, attempts = excluded.attempts, at = now()";
+
+/* Nothing when the same version ran here last. */
+static const char version_sql[] =
+    "WITH last AS (SELECT ctid, version FROM event_handler_versions"
+    " WHERE handler = $1 AND partition = $2 ORDER BY from_place DESC, at DESC"
+    " LIMIT 1), closed AS (UPDATE event_handler_versions v SET to_place ="
+    " $4::bigint FROM last WHERE v.ctid = last.ctid AND last.version <> $3)"
+    " INSERT INTO event_handler_versions (handler, partition, version,"
+    " from_place) SELECT $1, $2, $3, $4::bigint"
+    " WHERE NOT EXISTS (SELECT 1 FROM last WHERE version = $3)";
+
+static const char prune_sql[] =
+    "WITH w AS (DELETE FROM event_inbox WHERE ctid = ANY (ARRAY(SELECT i.ctid"
+    " FROM event_inbox i WHERE at < now() - $1::bigint * interval '1 second'"
+    " AND NOT EXISTS (SELECT 1 FROM event_dead_letters d"
+    "  WHERE d.event_id = i.event_id AND d.handler = i.handler"
+    "  AND d.state IN ('dead', 'redriving')) LIMIT $2::int)) RETURNING 1)"
+    " SELECT count(*) FROM w";
+
+static void batch_free(struct batch *b)
+{
+    if (!b)
+        return;
+    for (size_t i = 0; i < COLUMNS; i++)
+        buf_fini(&b->columns[i]);
+    free(b->waiters);
+    free(b);
+}
+
+static struct batch *batch_new(struct delivery_store *s)
+{
+    struct batch *b = xcalloc(1, sizeof(*b));
+
+    b->store = s;
+    for (size_t i = 0; i < COLUMNS; i++)
+        array_begin(&b->columns[i]);
+    return b;
+}
+
+static void answer(struct batch *b)
+{
+    for (size_t i = 0; i < b->n; i++)
+        b->waiters[i].done(b->waiters[i].arg);
+    batch_free(b);
+}
+
+static void send_gathered(struct delivery_store *s);
+
+static void on_put(void *arg, UNUSED const struct pg_result *res)
+{
+    struct batch *b = arg;
+    struct delivery_store *s = b->store;
+
+    s->is_sending = false;
+    answer(b);
+    send_gathered(s);
+}
+
+static void send_gathered(struct delivery_store *s)
+{
+    struct batch *b = s->gathered;
+    struct try *q;
+
+    if (!b || s->is_sending)
+        return;
+    s->gathered = NULL;
+    if (!s->pool) {
+        answer(b);
+        return;
+    }
+    s->is_sending = true;
+    q = try_new(&s->tries, "store skipped deliveries", put_sql);
+    for (size_t i = 0; i < COLUMNS; i++) {
+        array_end(&b->columns[i]);
+        try_buf(q, &b->columns[i]);
+    }
+    try_send(q, on_put, b);
+}
+
+static void on_soon(UNUSED struct ev_loop *loop, ev_timer *timer,
+                    UNUSED int events)
+{
+    send_gathered(timer->data);
+}
+
+static void add_clean(struct buf *column, struct slice text)
+{
+    char *clean = clean_text(text);
+
+    array_add(column, clean);
+    free(clean);
+}
+
+void delivery_store_put(struct delivery_store *s, const char *handler,
+                        const char *version, const struct event *event,
+                        const char *outcome, const char *reason, int attempts,
+                        delivery_stored_fn *done, void *arg)
+{
+    const struct partition *p = event->partition;
+    struct batch *b;
+
+    if (!s->gathered)
+        s->gathered = batch_new(s);
+    b = s->gathered;
+    array_add(&b->columns[HANDLER], handler);
+    add_clean(&b->columns[EVENT_ID], event->facts[FACT_ID]);
+    array_add(&b->columns[SOURCE], source_kind_name(p->ops->kind));
+    array_add(&b->columns[PARTITION], p->name);
+    array_add_number(&b->columns[PLACE], event->place);
+    array_add(&b->columns[OUTCOME], outcome);
+    add_clean(&b->columns[REASON], slice_of(reason ? reason : ""));
+    array_add(&b->columns[VERSION], version);
+    array_add_number(&b->columns[ATTEMPTS], attempts);
+    if (b->n == b->cap) {
+        b->cap = b->cap ? 2 * b->cap : 64;
+        b->waiters = xrealloc(b->waiters, b->cap * sizeof(*b->waiters));
+    }
+    b->waiters[b->n++] = (struct waiter){done, arg};
+    if (!ev_is_active(&s->soon)) {
+        ev_timer_set(&s->soon, 0., 0.);
+        ev_timer_start(s->loop, &s->soon);
+    }
+}
+
+static void on_version(UNUSED void *arg, UNUSED const struct pg_result *res)
+{
+}
+
+void delivery_store_version(struct delivery_store *s, const char *handler,
+                            const char *partition, const char *version,
+                            int64_t from_place)
+{
+    struct try *q;
+
+    if (!s->pool)
+        return;
+    q = try_new(&s->tries, "store handler version", version_sql);
+    try_text(q, handler);
+    try_text(q, partition);
+    try_text(q, version);
+    try_number(q, from_place);
+    try_send(q, on_version, s);
+}
+
+static void prune(struct delivery_store *s);
+
+/* Some at a time, so that the table is never locked for long. */
+static void on_pruned(void *arg, const struct pg_result *res)
+{
+    struct delivery_store *s = arg;
+    long n = strtol(pg_result_value(res, 0, 0), NULL, 10);
+
+    if (n > 0)
+        log_info("inbox pruned", "rows=%ld", n);
+    if (n >= PRUNE_ROWS)
+        prune(s);
+}
+
+static void prune(struct delivery_store *s)
+{
+    struct try *q = try_new(&s->tries, "prune the inbox", prune_sql);
+
+    try_number(q, s->prune_seconds);
+    try_number(q, PRUNE_ROWS);
+    try_send(q, on_pruned, s);
+}
+
+void delivery_store_prune(struct delivery_store *s, int64_t seconds)
+{
+    s->prune_seconds = seconds;
+    if (s->pool)
+        prune(s);
+}
+
+struct delivery_store *delivery_store_new(struct ev_loop *loop,
+                                          struct pg_pool *pool)
+{
+    struct delivery_store *s = xcalloc(1, sizeof(*s));
+
+    s->loop = loop;
+    s->pool = pool;
+    tries_init(&s->tries, loop, pool);
+    ev_timer_init(&s->soon, on_soon, 0., 0.);
+    s->soon.data = s;
+    return s;
+}
+
+void delivery_store_free(struct delivery_store *s)
+{
+    if (!s)
+        return;
+    ev_timer_stop(s->loop, &s->soon);
+    tries_fini(&s->tries);
+    batch_free(s->gathered);
+    free(s);
+}

@@ -1,0 +1,37 @@
+/*
+ * Outcomes that were not a plain ack: skips by a flag, one row each in
+ * event_deliveries, written in batches; the callback per row comes after the
+ * commit. And which version of a handler ran where, event_handler_versions.
+ * Without PostgreSQL skips are logged and counted, and settle at once.
+ */
+#ifndef MT_STORES_DELIVERIES_H
+#define MT_STORES_DELIVERIES_H
+
+#include <stdint.h>
+
+struct delivery_store;
+struct event;
+struct ev_loop;
+struct pg_pool;
+
+typedef void delivery_stored_fn(void *arg);
+
+struct delivery_store *delivery_store_new(struct ev_loop *loop,
+                                          struct pg_pool *pool);
+void delivery_store_free(struct delivery_store *s);
+
+/* `outcome`: skip. Retried inside until it is stored. */
+void delivery_store_put(struct delivery_store *s, const char *handler,
+                        const char *version, const struct event *event,
+                        const char *outcome, const char *reason, int attempts,
+                        delivery_stored_fn *done, void *arg);
+
+/* The version that runs from this place on. */
+void delivery_store_version(struct delivery_store *s, const char *handler,
+                            const char *partition, const char *version,
+                            int64_t from_place);
+
+/* Remove inbox rows older than `seconds` that no dead letter needs. */
+void delivery_store_prune(struct delivery_store *s, int64_t seconds);
+
+#endif

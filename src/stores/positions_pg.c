@@ -1,0 +1,266 @@
+/*
+ * Positions in event_handler_positions. A row is ours while it carries our
+ * owner and the epoch we raised it to; everything is written on that
+ * condition, so a host that was replaced writes nothing any more.
+ */
+#include "stores/positions.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "pg/pg.h"
+#include "stores/tries.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const char component[] = "positions";
+
+struct store {
+    struct positions pub; /* first */
+    struct tries tries;
+    char *owner;
+};
+
+/* A request under way: the callback, and what it asked about. */
+struct request {
+    size_t n;
+    char **source_ids; /* take */
+    positions_taken_fn *taken;
+    positions_saved_fn *saved;
+    void *arg;
+};
+
+static const char take_sql[] =
+    "WITH k AS (SELECT * FROM unnest($1::text[], $2::text[], $3::text[])"
+    " WITH ORDINALITY AS k(handler, source, part, i)"
+    " ORDER BY handler, source, part)"
+    " UPDATE event_handler_positions p SET epoch = p.epoch + 1, owner = $4,"
+    " updated_at = now() FROM k WHERE p.handler_name = k.handler"
+    " AND p.source = k.source AND p.partition = k.part"
+    " RETURNING k.i - 1, p.source_id, p.seq, p.gaps::text, p.epoch";
+
+static const char save_sql[] =
+    "WITH k AS (SELECT * FROM unnest($1::text[], $2::text[], $3::text[],"
+    " $4::text[], $5::bigint[], $6::text[], $7::bigint[], $8::text[],"
+    " $9::timestamptz[]) WITH ORDINALITY"
+    " AS k(handler, source, part, source_id, seq, gaps, epoch, last_id,"
+    " last_at, i)),"
+    " w AS (INSERT INTO event_handler_positions AS p (handler_name, source,"
+    " partition, source_id, seq, gaps, last_processed_id, last_processed_at,"
+    " owner, epoch) SELECT handler, source, part, source_id, seq,"
+    " gaps::int8multirange, last_id, last_at, $10, epoch FROM k"
+    " ORDER BY handler, source, part"
+    " ON CONFLICT (handler_name, source, partition) DO UPDATE SET"
+    " source_id = excluded.source_id, seq = excluded.seq,"
+    " gaps = excluded.gaps, updated_at = now(),"
+    " last_processed_id = coalesce(excluded.last_processed_id,"
+    "  p.last_processed_id),"
+    " last_processed_at = coalesce(excluded.last_processed_at,"
+    "  p.last_processed_at)"
+    " WHERE p.epoch = excluded.epoch AND p.owner = excluded.owner"
+    " RETURNING p.handler_name, p.source, p.partition)"
+    " SELECT i - 1 FROM k WHERE NOT EXISTS (SELECT 1 FROM w"
+    " WHERE w.handler_name = k.handler AND w.source = k.source"
+    " AND w.partition = k.part)";
+
+static struct store *store_of(struct positions *s)
+{
+    return (struct store *)(void *)s;
+}
+
+static void request_free(struct request *r)
+{
+    for (size_t i = 0; r->source_ids && i < r->n; i++)
+        free(r->source_ids[i]);
+    free(r->source_ids);
+    free(r);
+}
+
+/* A row of another cluster, topic or database says nothing about this one;
+ * its epoch was raised all the same, and create() writes over it. */
+static void take_row(const struct request *r, const struct pg_result *res,
+                     int row, struct position_found *found)
+{
+    size_t i = strtoul(pg_result_value(res, row, 0), NULL, 10);
+    const char *source_id = pg_result_value(res, row, 1);
+
+    if (i >= r->n)
+        return;
+    found[i].epoch = strtoll(pg_result_value(res, row, 4), NULL, 10);
+    if (strcmp(source_id, r->source_ids[i]) != 0) {
+        log_warn("stored position is of another source, not used",
+                 "stored=" LOG_Q " now=" LOG_Q, source_id, r->source_ids[i]);
+        return;
+    }
+    found[i].found = true;
+    found[i].at.next = strtoll(pg_result_value(res, row, 2), NULL, 10);
+    if (!ranges_parse(&found[i].at.gaps, pg_result_value(res, row, 3)))
+        log_error("stored gaps cannot be read", "gaps=" LOG_Q,
+                  pg_result_value(res, row, 3));
+}
+
+static void on_taken(void *arg, const struct pg_result *res)
+{
+    struct request *r = arg;
+    struct position_found *found = xcalloc(r->n + 1, sizeof(*found));
+
+    for (size_t i = 0; i < r->n; i++)
+        found[i].epoch = 1;
+    for (int row = 0; row < pg_result_nrows(res); row++)
+        take_row(r, res, row, found);
+    r->taken(r->arg, r->n, found);
+    free(found);
+    request_free(r);
+}
+
+static void add_keys(struct try *q, size_t n, const struct position_key *keys,
+                     size_t stride)
+{
+    struct buf handlers = {0}, sources = {0}, parts = {0};
+    const char *at = (const char *)keys;
+
+    array_begin(&handlers);
+    array_begin(&sources);
+    array_begin(&parts);
+    for (size_t i = 0; i < n; i++, at += stride) {
+        const struct position_key *key = (const void *)at;
+
+        array_add(&handlers, key->handler);
+        array_add(&sources, source_kind_name(key->source));
+        array_add(&parts, key->partition);
+    }
+    array_end(&handlers);
+    array_end(&sources);
+    array_end(&parts);
+    try_buf(q, &handlers);
+    try_buf(q, &sources);
+    try_buf(q, &parts);
+}
+
+static void take(struct positions *pub, size_t n,
+                 const struct position_key *keys, positions_taken_fn *done,
+                 void *arg)
+{
+    struct store *s = store_of(pub);
+    struct request *r = xcalloc(1, sizeof(*r));
+    struct try *q = try_new(&s->tries, "take positions", take_sql);
+
+    r->n = n;
+    r->taken = done;
+    r->arg = arg;
+    r->source_ids = xcalloc(n + 1, sizeof(*r->source_ids));
+    for (size_t i = 0; i < n; i++)
+        r->source_ids[i] = xstrdup(keys[i].source_id);
+    add_keys(q, n, keys, sizeof(*keys));
+    try_text(q, s->owner);
+    try_send(q, on_taken, r);
+}
+
+static void on_saved(void *arg, const struct pg_result *res,
+                     const struct err *err)
+{
+    struct request *r = arg;
+    size_t n = err ? 0 : (size_t)pg_result_nrows(res);
+    size_t *fenced = xcalloc(n + 1, sizeof(*fenced));
+
+    for (size_t i = 0; i < n; i++)
+        fenced[i] = strtoul(pg_result_value(res, (int)i, 0), NULL, 10);
+    r->saved(r->arg, n, fenced, err);
+    free(fenced);
+    request_free(r);
+}
+
+static void add_places(struct try *q, size_t n,
+                       const struct position_save *items)
+{
+    struct buf ids = {0}, seqs = {0}, gaps = {0}, epochs = {0};
+    struct buf gap = {0};
+
+    array_begin(&ids);
+    array_begin(&seqs);
+    array_begin(&gaps);
+    array_begin(&epochs);
+    for (size_t i = 0; i < n; i++) {
+        buf_clear(&gap);
+        ranges_print(&items[i].at.gaps, &gap);
+        array_add(&ids, items[i].key.source_id);
+        array_add_number(&seqs, items[i].at.next);
+        array_add(&gaps, buf_text(&gap));
+        array_add_number(&epochs, items[i].epoch);
+    }
+    array_end(&ids);
+    array_end(&seqs);
+    array_end(&gaps);
+    array_end(&epochs);
+    try_buf(q, &ids);
+    try_buf(q, &seqs);
+    try_buf(q, &gaps);
+    try_buf(q, &epochs);
+    buf_fini(&gap);
+}
+
+static void add_lasts(struct try *q, size_t n,
+                      const struct position_save *items)
+{
+    struct buf ids = {0}, times = {0};
+    char text[RFC3339_SIZE];
+
+    array_begin(&ids);
+    array_begin(&times);
+    for (size_t i = 0; i < n; i++) {
+        int64_t at = items[i].last_event_us;
+
+        array_add(&ids, items[i].last_event_id);
+        array_add(&times, at > 0 ? clock_format(at, text) : NULL);
+    }
+    array_end(&ids);
+    array_end(&times);
+    try_buf(q, &ids);
+    try_buf(q, &times);
+}
+
+static void save(struct positions *pub, size_t n,
+                 const struct position_save *items, positions_saved_fn *done,
+                 void *arg)
+{
+    struct store *s = store_of(pub);
+    struct request *r = xcalloc(1, sizeof(*r));
+    struct try *q = try_new(&s->tries, "save positions", save_sql);
+
+    r->n = n;
+    r->saved = done;
+    r->arg = arg;
+    add_keys(q, n, n ? &items[0].key : NULL, sizeof(*items));
+    add_places(q, n, items);
+    add_lasts(q, n, items);
+    try_text(q, s->owner);
+    try_send_once(q, on_saved, r);
+}
+
+static void store_free(struct positions *pub)
+{
+    struct store *s = store_of(pub);
+
+    tries_fini(&s->tries);
+    free(s->owner);
+    free(s);
+}
+
+static const struct positions_ops ops = {
+    .take = take,
+    .create = save, /* the same statement makes the row */
+    .save = save,
+    .free = store_free,
+};
+
+struct positions *positions_pg_new(struct ev_loop *loop, struct pg_pool *pool,
+                                   const char *owner)
+{
+    struct store *s = xcalloc(1, sizeof(*s));
+
+    s->pub.ops = &ops;
+    s->owner = xstrdup(owner);
+    tries_init(&s->tries, loop, pool);
+    return &s->pub;
+}

@@ -1,0 +1,377 @@
+/*
+ * The Kafka source, consumer and producer against librdkafka's in-process
+ * broker: a real group, real fetches, no server.
+ */
+#include "base/clock.h"
+#include "base/mem.h"
+#include "core/partition.h"
+#include "kafka/embedded.h"
+#include "kafka/producer.h"
+#include "sources/kafka_source.h"
+
+#include <ev.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define PARTITIONS 4
+#define TOPIC      "orders"
+
+/* A host that takes everything and settles at once, or keeps it. */
+struct fixture {
+    struct ev_loop *loop;
+    struct kafka_embedded *broker;
+    struct kafka_producer *producer;
+    struct kafka_settings settings;
+    struct kafka_source *source;
+    json_t *topics;
+    struct partition *parts[PARTITIONS];
+    int64_t last[PARTITIONS]; /* highest offset offered */
+    size_t opened, offered, closed, inverted;
+    size_t pause_at; /* pause every partition after so many; 0 never */
+    int64_t start;
+    char *undecodable;
+    char *source_id;
+    bool stopped;
+    size_t stored, failed;
+};
+
+static struct partition *on_opened(void *ctx, const struct source_ops *ops,
+                                   void *source, const char *topic,
+                                   int32_t number, const char *name,
+                                   const char *source_id)
+{
+    struct fixture *f = ctx;
+    struct partition *p = xcalloc(1, sizeof(*p));
+
+    p->ops = ops;
+    p->source = source;
+    p->topic = xstrdup(topic);
+    p->name = xstrdup(name);
+    p->number = number;
+    free(f->source_id);
+    f->source_id = xstrdup(source_id);
+    f->parts[number] = p;
+    f->last[number] = -1;
+    f->opened++;
+    return p;
+}
+
+static void free_part(struct partition *p)
+{
+    free(p->topic);
+    free(p->name);
+    free(p);
+}
+
+static struct event *on_event_new(void *ctx, struct partition *p)
+{
+    struct event *event = xcalloc(1, sizeof(*event));
+
+    (void)ctx;
+    event->partition = p;
+    return event;
+}
+
+static void on_offer(void *ctx, struct event *event)
+{
+    struct fixture *f = ctx;
+    struct partition *p = event->partition;
+
+    f->inverted += event->place <= f->last[p->number];
+    f->last[p->number] = event->place;
+    f->offered++;
+    p->next = event->place + 1;
+    if (event->undecodable) {
+        free(f->undecodable);
+        f->undecodable = event->undecodable;
+    }
+    p->ops->release(event);
+    free(event);
+    if (f->pause_at && f->offered >= f->pause_at)
+        p->ops->pause(p);
+}
+
+static void on_advance(void *ctx, struct partition *p, int64_t next)
+{
+    (void)ctx;
+    p->next = next;
+}
+
+static void on_closing(void *ctx, struct partition *p, bool lost)
+{
+    struct fixture *f = ctx;
+    struct position at = {.next = p->next};
+
+    if (!lost)
+        p->ops->commit(p, &at);
+    f->parts[p->number] = NULL;
+    f->closed++;
+    p->ops->closed(p);
+    free_part(p);
+}
+
+static void on_trouble(void *ctx, struct partition *p, const char *text)
+{
+    (void)ctx;
+    (void)p;
+    fail_msg("trouble: %s", text);
+}
+
+static void on_stopped(void *arg)
+{
+    ((struct fixture *)arg)->stopped = true;
+}
+
+static void on_tick(struct ev_loop *loop, ev_timer *timer, int events)
+{
+    (void)loop;
+    (void)timer;
+    (void)events;
+}
+
+/* Run the loop until the condition holds. */
+#define AWAIT(f, condition)                                \
+    do {                                                   \
+        int64_t deadline = clock_mono_us() + 20000000;     \
+        ev_timer tick;                                     \
+                                                           \
+        ev_timer_init(&tick, on_tick, 0.01, 0.01);         \
+        ev_timer_start((f)->loop, &tick);                  \
+        while (!(condition) && clock_mono_us() < deadline) \
+            ev_run((f)->loop, EVRUN_ONCE);                 \
+        ev_timer_stop((f)->loop, &tick);                   \
+        if (!(condition))                                  \
+            fail_msg("not in time: %s", #condition);       \
+    } while (0)
+
+static void on_delivered(void *arg, const struct err *err)
+{
+    struct fixture *f = arg;
+
+    if (err)
+        f->failed++;
+    else
+        f->stored++;
+}
+
+static void produce(struct fixture *f, int partition, int n, const char *value)
+{
+    struct kafka_header headers[] = {
+        {slice_of("id"), slice_of("x")},
+        {slice_of("type"), slice_of("T")},
+        {slice_of("aggregate_type"), slice_of("A")},
+    };
+    size_t before = f->stored;
+
+    for (int i = 0; i < n; i++)
+        kafka_produce(f->producer, TOPIC, partition, slice_of("key"),
+                      slice_of(value), headers, 3, on_delivered, f);
+    AWAIT(f, f->stored == before + (size_t)n);
+    assert_int_equal(f->failed, 0);
+}
+
+static void open_source(struct fixture *f)
+{
+    struct source_sink sink = {
+        .ctx = f,
+        .opened = on_opened,
+        .offer = on_offer,
+        .event_new = on_event_new,
+        .advance = on_advance,
+        .closing = on_closing,
+        .trouble = on_trouble,
+    };
+    struct kafka_source_options opts = {
+        .kafka = &f->settings,
+        .format = "auto",
+        .max_bytes = 1000,
+    };
+    struct err err;
+
+    f->stopped = false;
+    f->opened = f->closed = f->offered = 0;
+    f->source = kafka_source_new(f->loop, &opts, &sink, &err);
+    if (!f->source)
+        fail_msg("%s", err.msg);
+    AWAIT(f, f->opened == PARTITIONS);
+}
+
+static void start_all(struct fixture *f)
+{
+    struct position from = {.next = f->start};
+
+    for (int i = 0; i < PARTITIONS; i++)
+        f->parts[i]->ops->start(f->parts[i], &from);
+}
+
+static void close_source(struct fixture *f)
+{
+    kafka_source_stop(f->source, on_stopped, f);
+    AWAIT(f, f->stopped);
+    kafka_source_free(f->source);
+    f->source = NULL;
+}
+
+static int set_up(void **state)
+{
+    struct fixture *f = xcalloc(1, sizeof(*f));
+    struct err err;
+
+    f->loop = ev_loop_new(EVFLAG_AUTO);
+    f->start = POSITION_EARLIEST;
+    f->broker = kafka_embedded_new(&err);
+    assert_non_null(f->broker);
+    assert_true(kafka_embedded_topic(f->broker, TOPIC, PARTITIONS, &err));
+    f->topics = json_pack("[s]", TOPIC);
+    f->settings = (struct kafka_settings){
+        .brokers = kafka_embedded_bootstrap(f->broker),
+        .client_id = "test",
+        .group_id = "test",
+        .instance_id = "",
+        .incarnation = "i1",
+        .topics = f->topics,
+    };
+    f->producer = kafka_producer_new(f->loop, &f->settings, &err);
+    assert_non_null(f->producer);
+    *state = f;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct fixture *f = *state;
+
+    kafka_source_free(f->source);
+    for (int i = 0; i < PARTITIONS; i++)
+        if (f->parts[i])
+            free_part(f->parts[i]);
+    kafka_producer_free(f->producer, 1000);
+    kafka_embedded_free(f->broker);
+    json_decref(f->topics);
+    ev_loop_destroy(f->loop);
+    free(f->undecodable);
+    free(f->source_id);
+    free(f);
+    return 0;
+}
+
+static void records_come_in_order_and_all(void **state)
+{
+    struct fixture *f = *state;
+
+    for (int i = 0; i < PARTITIONS; i++)
+        produce(f, i, 250, "{\"eventType\":\"T\"}");
+    open_source(f);
+    assert_non_null(strstr(f->source_id, "/i1"));
+    start_all(f);
+    AWAIT(f, f->offered == 250 * PARTITIONS);
+    assert_int_equal(f->inverted, 0);
+    close_source(f);
+    assert_int_equal(f->closed, PARTITIONS);
+}
+
+static void the_latest_skips_what_was_there(void **state)
+{
+    struct fixture *f = *state;
+
+    produce(f, 1, 20, "{}");
+    f->start = POSITION_LATEST;
+    open_source(f);
+    start_all(f);
+    AWAIT(f, f->parts[1]->next == 20);
+    produce(f, 1, 3, "{}");
+    AWAIT(f, f->offered == 3);
+    assert_int_equal(f->last[1], 22);
+    close_source(f);
+}
+
+static void a_paused_partition_waits_and_loses_nothing(void **state)
+{
+    struct fixture *f = *state;
+
+    produce(f, 0, 500, "{}");
+    produce(f, 2, 500, "{}");
+    f->pause_at = 100;
+    open_source(f);
+    start_all(f);
+    AWAIT(f, f->offered >= 100);
+    f->pause_at = 0;
+    for (int i = 0; i < PARTITIONS; i++)
+        f->parts[i]->ops->resume(f->parts[i]);
+    AWAIT(f, f->offered == 1000);
+    assert_int_equal(f->inverted, 0);
+    close_source(f);
+}
+
+static void one_full_partition_does_not_stop_the_others(void **state)
+{
+    struct fixture *f = *state;
+
+    produce(f, 0, 300, "{}");
+    open_source(f);
+    f->parts[0]->ops->pause(f->parts[0]);
+    start_all(f);
+    produce(f, 3, 300, "{}");
+    AWAIT(f, f->last[3] == 299);
+    assert_int_equal(f->last[0], -1);
+    f->parts[0]->ops->resume(f->parts[0]);
+    AWAIT(f, f->last[0] == 299);
+    assert_int_equal(f->offered, 600);
+    assert_int_equal(f->inverted, 0);
+    close_source(f);
+}
+
+static void a_rewind_reads_again(void **state)
+{
+    struct fixture *f = *state;
+    struct position from = {.next = 40};
+
+    produce(f, 0, 100, "{}");
+    open_source(f);
+    start_all(f);
+    AWAIT(f, f->offered == 100);
+    f->last[0] = 39;
+    f->offered = 0;
+    f->parts[0]->ops->start(f->parts[0], &from);
+    AWAIT(f, f->offered == 60);
+    assert_int_equal(f->inverted, 0);
+    close_source(f);
+}
+
+static void what_is_too_large_is_offered_as_undecodable(void **state)
+{
+    struct fixture *f = *state;
+    char big[1100];
+
+    memset(big, 'x', sizeof(big) - 1);
+    big[sizeof(big) - 1] = '\0';
+    produce(f, 0, 1, big);
+    open_source(f);
+    start_all(f);
+    AWAIT(f, f->offered == 1);
+    assert_non_null(f->undecodable);
+    assert_non_null(strstr(f->undecodable, "event.max_bytes"));
+    close_source(f);
+}
+
+#define CASE(fn) cmocka_unit_test_setup_teardown(fn, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        CASE(records_come_in_order_and_all),
+        CASE(the_latest_skips_what_was_there),
+        CASE(a_paused_partition_waits_and_loses_nothing),
+        CASE(one_full_partition_does_not_stop_the_others),
+        CASE(a_rewind_reads_again),
+        CASE(what_is_too_large_is_offered_as_undecodable),
+    };
+
+    return cmocka_run_group_tests_name("kafka_source", tests, NULL, NULL);
+}
