@@ -1,0 +1,559 @@
+/* HTTP: metrics, health, readiness and /v1. One function a route. */
+#include "host/host_priv.h"
+
+#include "base/buf.h"
+#include "base/clock.h"
+#include "base/jsontext.h"
+#include "base/mem.h"
+#include "http/server.h"
+#include "pg/pg.h"
+#include "stores/deadletters.h"
+#include "stores/flags.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BODY_MAX      (1 << 20)
+#define PUBLISH_MAX   1000
+#define STUCK_US      30000000 /* no progress for so long is not ready */
+#define LIMIT_DEFAULT 100
+
+struct api {
+    struct host *host;
+    struct http_server *server;
+};
+
+/* --- health --------------------------------------------------------------------- */
+
+static void get_metrics(void *ctx, struct http_request *req)
+{
+    struct host *h = ctx;
+    const char *accept = http_header(req, "Accept");
+    bool open = accept && strstr(accept, "application/openmetrics-text");
+    struct buf text = {0};
+
+    metrics_render(h->metrics, open, &text);
+    http_reply(req, 200,
+               open ? "application/openmetrics-text; version=1.0.0; "
+                      "charset=utf-8"
+                    : "text/plain; version=0.0.4; charset=utf-8",
+               (struct slice){text.ptr, text.len});
+    buf_fini(&text);
+}
+
+static void get_health(void *ctx, struct http_request *req)
+{
+    struct host *h = ctx;
+
+    http_reply_json(req, 200,
+                    json_pack("{s:s}", "status",
+                              h->is_draining ? "draining" : "up"));
+}
+
+/* What the oldest delivery of a handler waits for, in words. */
+static const char *why_blocked(const struct delivery *d)
+{
+    switch ((enum delivery_state)d->state) {
+    case DELIVERY_BACKOFF: return "waits for its next attempt";
+    case DELIVERY_INFLIGHT: return "runs";
+    case DELIVERY_STORING: return "is being stored as a dead letter";
+    case DELIVERY_WAITING: return "waits for a worker";
+    case DELIVERY_SETTLED:
+    case DELIVERY_STATE_COUNT: break;
+    }
+    return "unknown";
+}
+
+static json_t *slice_json(struct slice s)
+{
+    return s.ptr ? json_string_lossy(s) : json_null();
+}
+
+static json_t *blocking_json(const struct partition *p, const struct handler *h,
+                             const struct delivery *d, int64_t wall_us)
+{
+    const struct event *ev = d->event;
+    char since[RFC3339_SIZE], why[300];
+    int64_t age_us = clock_mono_us() - ev->arrived_us;
+    double lag = ev->occurred_us && ev->occurred_us < wall_us
+                     ? (double)(wall_us - ev->occurred_us) / 1e6
+                     : 0;
+
+    snprintf(why, sizeof(why), "attempt %d %s%s%.200s", d->attempt,
+             why_blocked(d), d->failures ? ": " : "",
+             d->failures ? d->failures->error : "");
+    return json_pack("{s:s, s:s, s:I, s:f, s:o, s:s, s:o}", "handler", h->name,
+                     "source", p->name, "position", (json_int_t)ev->place,
+                     "lagSeconds", lag, "blockingEvent",
+                     slice_json(ev->facts[FACT_ID]), "since",
+                     clock_format(wall_us - age_us, since), "why",
+                     json_string_lossy(slice_of(why)));
+}
+
+static void add_stuck(void *arg, struct partition *p)
+{
+    struct handler *const *handlers;
+    size_t n = pipeline_handlers(p->pipeline, &handlers);
+    int64_t now = clock_mono_us(), wall = clock_wall_us();
+
+    if (p->trouble)
+        json_array_append_new(
+            arg, json_pack("{s:s, s:s, s:I, s:s}", "handler", "*", "source",
+                           p->name, "position", (json_int_t)p->next, "why",
+                           p->trouble));
+    for (size_t i = 1; i < n; i++) {
+        const struct delivery *d = pipeline_oldest(p, handlers[i]);
+
+        if (d && !handlers[i]->is_held &&
+            now - d->event->arrived_us > STUCK_US)
+            json_array_append_new(arg,
+                                  blocking_json(p, handlers[i], d, wall));
+    }
+}
+
+static void add_reason(json_t *reasons, const char *why)
+{
+    json_array_append_new(reasons, json_pack("{s:s}", "why", why));
+}
+
+json_t *readiness_json(struct host *h)
+{
+    json_t *reasons = json_array();
+
+    if (h->is_draining)
+        add_reason(reasons, "the host is draining");
+    if (h->db && !h->db_is_connected)
+        add_reason(reasons, "the database cannot be reached");
+    else if (h->db && !h->db_is_migrated)
+        add_reason(reasons, "the database has no tables yet: run moontide "
+                            "migrate up");
+    if (h->kafka && !h->kafka_is_connected)
+        add_reason(reasons, "no Kafka broker can be reached");
+    if (!supervisor_is_ready(h->supervisor))
+        add_reason(reasons, "not all workers are up");
+    else if (!catalogue_is_ready(h->catalogue))
+        add_reason(reasons, "handlers are being loaded");
+    pipeline_each(h->pipeline, add_stuck, reasons);
+    return reasons;
+}
+
+static void get_ready(void *ctx, struct http_request *req)
+{
+    json_t *reasons = readiness_json(ctx);
+    bool ready = json_array_size(reasons) == 0;
+
+    http_reply_json(req, ready ? 200 : 503,
+                    json_pack("{s:b, s:o}", "ready", ready, "reasons",
+                              reasons));
+}
+
+/* --- status, settings, handlers ------------------------------------------------------ */
+
+static json_t *kafka_json(const struct host *h)
+{
+    return json_pack("{s:b, s:s, s:s, s:b}", "connected",
+                     h->kafka_is_connected, "bootstrap", host_bootstrap(h),
+                     "group", h->settings.kafka_group_id, "embedded",
+                     h->embedded != NULL);
+}
+
+json_t *status_json(struct host *h)
+{
+    struct pipeline_numbers n;
+    char since[RFC3339_SIZE];
+    json_t *json, *deliveries = json_object();
+
+    pipeline_numbers(h->pipeline, &n);
+    for (int i = 0; i < DELIVERY_SETTLED; i++) {
+        char name[16];
+        const char *state = delivery_state_name((enum delivery_state)i);
+        size_t k = 0;
+
+        for (; state[k] && k < sizeof(name) - 1; k++)
+            name[k] = (char)(state[k] | 0x20);
+        name[k] = '\0';
+        json_object_set_new(deliveries, name,
+                            json_integer((json_int_t)n.deliveries[i]));
+    }
+    json = json_pack(
+        "{s:s, s:s, s:s, s:b, s:o, s:I, s:I, s:o, s:o, s:o, s:o, s:o}",
+        "version", MT_VERSION, "node", h->node, "since",
+        clock_format(h->started_us, since), "draining", h->is_draining,
+        "deliveries", deliveries, "windowEvents", (json_int_t)n.events,
+        "windowBytes", (json_int_t)n.cost, "workers",
+        supervisor_json(h->supervisor), "handlers",
+        catalogue_json(h->catalogue, NULL), "flags", switches_json(h),
+        "sources", intake_json(h->intake), "reasons", readiness_json(h));
+    if (h->kafka)
+        json_object_set_new(json, "kafka", kafka_json(h));
+    if (h->db)
+        json_object_set_new(json, "database",
+                            json_pack("{s:b, s:b}", "connected",
+                                      h->db_is_connected, "migrated",
+                                      h->db_is_migrated));
+    return json;
+}
+
+static void get_status(void *ctx, struct http_request *req)
+{
+    http_reply_json(req, 200, status_json(ctx));
+}
+
+static void get_sources(void *ctx, struct http_request *req)
+{
+    http_reply_json(req, 200, intake_json(((struct host *)ctx)->intake));
+}
+
+static void get_settings(void *ctx, struct http_request *req)
+{
+    struct host *h = ctx;
+
+    http_reply_json(req, 200, settings_json(&h->settings, false));
+}
+
+static void get_handlers(void *ctx, struct http_request *req)
+{
+    struct host *h = ctx;
+
+    http_reply_json(req, 200, json_pack("{s:o}", "handlers",
+                                        catalogue_json(h->catalogue, NULL)));
+}
+
+static void get_handler(void *ctx, struct http_request *req)
+{
+    struct host *h = ctx;
+    json_t *json = catalogue_json(h->catalogue, http_param(req, 0));
+
+    if (json)
+        http_reply_json(req, 200, json);
+    else
+        http_problem(req, 404, "no handler has that name");
+}
+
+static void get_bundle(void *ctx, struct http_request *req)
+{
+    struct host *h = ctx;
+    const char *bundle = catalogue_bundle(h->catalogue, http_param(req, 0));
+
+    if (bundle)
+        http_reply(req, 200, "application/json", slice_of(bundle));
+    else
+        http_problem(req, 404, "no handler of that name is running");
+}
+
+static void post_reload(void *ctx, struct http_request *req)
+{
+    struct host *h = ctx;
+    const char *name = http_param(req, 0);
+
+    if (*name && !catalogue_knows(h->catalogue, name)) {
+        http_problem(req, 404, "no handler has that name");
+        return;
+    }
+    catalogue_scan(h->catalogue, *name ? name : "*");
+    http_reply_json(req, 202, json_pack("{s:s}", "status", "looking"));
+}
+
+/* --- flags ------------------------------------------------------------------------------ */
+
+static void get_flags(void *ctx, struct http_request *req)
+{
+    http_reply_json(req, 200, json_pack("{s:o}", "flags", switches_json(ctx)));
+}
+
+static void on_flag_done(void *arg, const struct err *err)
+{
+    struct http_request *req = arg;
+
+    if (err)
+        http_problem(req, err->kind == ERR_PERMANENT ? 422 : 503, err->msg);
+    else
+        http_reply_json(req, 200, json_pack("{s:s}", "status", "set"));
+}
+
+static void set_flag(struct host *h, struct http_request *req,
+                     const char *name, const json_t *body)
+{
+    const char *lasts = json_string_value(json_object_get(body, "for"));
+    struct flag_set set = {
+        .name = name,
+        .state = json_string_value(json_object_get(body, "state")),
+        .when_off = json_string_value(json_object_get(body, "whenOff")),
+        .reason = json_string_value(json_object_get(body, "reason")),
+        .who = json_string_value(json_object_get(body, "who")),
+    };
+
+    if (!set.when_off)
+        set.when_off = "hold";
+    if (lasts && !duration_parse(lasts, &set.for_ms))
+        http_problem(req, 400, "\"for\" is not a duration");
+    else if (json_object_get(body, "percent"))
+        http_problem(req, 422, "percentages are not offered by this version: "
+                               "state is on or off");
+    else
+        switches_set(h, &set, on_flag_done, req);
+}
+
+static void put_flag(void *ctx, struct http_request *req)
+{
+    json_t *body = http_json(req);
+
+    if (!body)
+        return;
+    set_flag(ctx, req, http_param(req, 0), body);
+    json_decref(body);
+}
+
+static void delete_flag(void *ctx, struct http_request *req)
+{
+    switches_unset(ctx, http_param(req, 0), on_flag_done, req);
+}
+
+/* Pause and resume of a handler are its flag. */
+static void pause_or_resume(struct host *h, struct http_request *req,
+                            const char *state)
+{
+    char name[100];
+    json_t *body = json_pack("{s:s, s:s}", "state", state, "reason",
+                             "handlers pause");
+
+    snprintf(name, sizeof(name), "handler:%s", http_param(req, 0));
+    set_flag(h, req, name, body);
+    json_decref(body);
+}
+
+static void post_pause(void *ctx, struct http_request *req)
+{
+    pause_or_resume(ctx, req, "off");
+}
+
+static void post_resume(void *ctx, struct http_request *req)
+{
+    pause_or_resume(ctx, req, "on");
+}
+
+/* --- dead letters --------------------------------------------------------------------------- */
+
+static void on_dead_answer(void *arg, json_t *answer, const struct err *err)
+{
+    struct http_request *req = arg;
+
+    if (err)
+        http_problem(req, err->kind == ERR_PERMANENT ? 422 : 503, err->msg);
+    else if (json_is_null(answer))
+        http_problem(req, 404, "no dead letter has that id");
+    else {
+        http_reply_json(req, 200, answer);
+        return;
+    }
+    json_decref(answer);
+}
+
+static bool needs_database(struct host *h, struct http_request *req)
+{
+    if (h->db)
+        return false;
+    http_problem(req, 422, "without PostgreSQL dead letters are records of "
+                           "<topic>.dlq: read and produce them with any Kafka "
+                           "client");
+    return true;
+}
+
+static void get_dead_letters(void *ctx, struct http_request *req)
+{
+    struct host *h = ctx;
+    const char *limit = http_query(req, "limit");
+    const char *cursor = http_query(req, "cursor");
+    struct dead_filter f = {
+        .handler = http_query(req, "handler"),
+        .type = http_query(req, "type"),
+        .aggregate = http_query(req, "aggregate"),
+        .correlation = http_query(req, "correlation"),
+        .class = http_query(req, "class"),
+        .fingerprint = http_query(req, "fingerprint"),
+        .state = http_query(req, "state"),
+        .since = http_query(req, "since"),
+        .until = http_query(req, "until"),
+        .ids = http_query(req, "ids"),
+        .cursor = cursor ? strtoll(cursor, NULL, 10) : 0,
+        .limit = limit ? atoi(limit) : LIMIT_DEFAULT,
+    };
+
+    if (needs_database(h, req))
+        return;
+    if (f.limit < 1 || f.limit > 1000)
+        http_problem(req, 400, "limit is 1 to 1000");
+    else
+        deadletters_list(h->db, &f, on_dead_answer, req);
+}
+
+static void get_dead_letter(void *ctx, struct http_request *req)
+{
+    struct host *h = ctx;
+
+    if (!needs_database(h, req))
+        deadletters_show(h->db, strtoll(http_param(req, 0), NULL, 10),
+                         on_dead_answer, req);
+}
+
+static struct dead_filter filter_of(const json_t *body)
+{
+#define MEMBER(name) json_string_value(json_object_get(body, name))
+    return (struct dead_filter){
+        .ids = MEMBER("ids"),
+        .handler = MEMBER("handler"),
+        .type = MEMBER("type"),
+        .aggregate = MEMBER("aggregate"),
+        .correlation = MEMBER("correlation"),
+        .class = MEMBER("class"),
+        .fingerprint = MEMBER("fingerprint"),
+        .since = MEMBER("since"),
+        .until = MEMBER("until"),
+        .limit = 1000,
+    };
+#undef MEMBER
+}
+
+/* An empty filter would mean all of them: that has to be said. */
+static bool is_aimed(const json_t *body, struct http_request *req)
+{
+    static const char *const names[] = {"ids", "handler", "type", "aggregate",
+                                        "correlation", "class", "fingerprint",
+                                        "since", "until"};
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+        if (json_is_string(json_object_get(body, names[i])))
+            return true;
+    if (json_is_true(json_object_get(body, "all")))
+        return true;
+    http_problem(req, 400, "name a filter, or say \"all\": true");
+    return false;
+}
+
+static void post_redrive(void *ctx, struct http_request *req)
+{
+    struct host *h = ctx;
+    json_t *body = needs_database(h, req) ? NULL : http_json(req);
+
+    if (body && is_aimed(body, req)) {
+        struct dead_filter f = filter_of(body);
+
+        deadletters_redrive(h->db, &f,
+                            json_is_true(json_object_get(body, "dryRun")),
+                            on_dead_answer, req);
+    }
+    json_decref(body);
+}
+
+static void post_redrive_one(void *ctx, struct http_request *req)
+{
+    struct host *h = ctx;
+    struct dead_filter f = {.ids = http_param(req, 0), .limit = 1};
+
+    if (!needs_database(h, req))
+        deadletters_redrive(h->db, &f, false, on_dead_answer, req);
+}
+
+static void post_discard(void *ctx, struct http_request *req)
+{
+    struct host *h = ctx;
+    json_t *body = needs_database(h, req) ? NULL : http_json(req);
+    const char *reason = json_string_value(json_object_get(body, "reason"));
+    struct dead_filter f = {.ids = http_param(req, 0), .limit = 1};
+
+    if (!body)
+        return;
+    if (!reason || !*reason)
+        http_problem(req, 400, "a discard needs a reason");
+    else
+        deadletters_discard(h->db, &f, reason, on_dead_answer, req);
+    json_decref(body);
+}
+
+/* --- publishing ------------------------------------------------------------------------------- */
+
+static void on_published(void *arg, json_t *ids, const struct err *err)
+{
+    struct http_request *req = arg;
+
+    if (err)
+        http_problem(req, err->kind == ERR_RETRIABLE ? 503 : 422, err->msg);
+    else
+        http_reply_json(req, 202, json_pack("{s:o}", "ids", ids));
+}
+
+static void post_events(void *ctx, struct http_request *req)
+{
+    json_t *body = http_json(req), *list = body;
+
+    if (!body)
+        return;
+    if (json_is_object(body))
+        list = json_pack("[O]", body);
+    else
+        json_incref(list);
+    if (!json_is_array(list) || json_array_size(list) == 0 ||
+        json_array_size(list) > PUBLISH_MAX)
+        http_problem(req, 400, "the body is one event or a list of 1 to 1000");
+    else
+        publish_events(ctx, list, on_published, req);
+    json_decref(list);
+    json_decref(body);
+}
+
+/* --- table ---------------------------------------------------------------------------------------- */
+
+static const struct http_route routes[] = {
+    {"GET", "/metrics", RIGHT_VIEW, get_metrics},
+    {"GET", "/healthz", RIGHT_NONE, get_health},
+    {"GET", "/readyz", RIGHT_NONE, get_ready},
+    {"GET", "/v1/status", RIGHT_VIEW, get_status},
+    {"GET", "/v1/settings", RIGHT_VIEW, get_settings},
+    {"GET", "/v1/sources", RIGHT_VIEW, get_sources},
+    {"GET", "/v1/handlers", RIGHT_VIEW, get_handlers},
+    {"GET", "/v1/handlers/{}", RIGHT_VIEW, get_handler},
+    {"GET", "/v1/handlers/{}/bundle", RIGHT_OPERATE, get_bundle},
+    {"POST", "/v1/handlers/{}/reload", RIGHT_OPERATE, post_reload},
+    {"POST", "/v1/handlers/{}/pause", RIGHT_OPERATE, post_pause},
+    {"POST", "/v1/handlers/{}/resume", RIGHT_OPERATE, post_resume},
+    {"POST", "/v1/reload", RIGHT_OPERATE, post_reload},
+    {"GET", "/v1/flags", RIGHT_VIEW, get_flags},
+    {"PUT", "/v1/flags/{}", RIGHT_OPERATE, put_flag},
+    {"DELETE", "/v1/flags/{}", RIGHT_OPERATE, delete_flag},
+    {"GET", "/v1/dead-letters", RIGHT_VIEW, get_dead_letters},
+    {"GET", "/v1/dead-letters/{}", RIGHT_VIEW, get_dead_letter},
+    {"POST", "/v1/dead-letters/redrive", RIGHT_REDRIVE, post_redrive},
+    {"POST", "/v1/dead-letters/{}/redrive", RIGHT_REDRIVE, post_redrive_one},
+    {"POST", "/v1/dead-letters/{}/discard", RIGHT_REDRIVE, post_discard},
+    {"POST", "/v1/events", RIGHT_PUBLISH, post_events},
+};
+
+struct api *api_new(struct host *h, struct err *err)
+{
+    struct http_options options = {
+        .listen = h->settings.http_listen,
+        .tokens = h->settings.http_tokens,
+        .routes = routes,
+        .n_routes = sizeof(routes) / sizeof(*routes),
+        .body_max = BODY_MAX,
+        .ctx = h,
+    };
+    struct api *a = xcalloc(1, sizeof(*a));
+
+    a->host = h;
+    a->server = http_server_new(h->loop, &options, err);
+    if (!a->server) {
+        free(a);
+        return NULL;
+    }
+    return a;
+}
+
+void api_free(struct api *a)
+{
+    if (!a)
+        return;
+    http_server_free(a->server);
+    free(a);
+}

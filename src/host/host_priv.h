@@ -1,0 +1,191 @@
+/*
+ * The host's parts and what they share. host.c wires them; each part is one
+ * file: supervisor (workers), catalogue (handler versions), intake (sources
+ * and positions), switches (flags), outcome (dead letters and skips), publish,
+ * collect (metrics) and api (HTTP). One thread, one loop.
+ */
+#ifndef MT_HOST_HOST_PRIV_H
+#define MT_HOST_HOST_PRIV_H
+
+#include "base/list.h"
+#include "base/metrics.h"
+#include "base/settings.h"
+#include "core/pipeline.h"
+#include "host/config.h"
+#include "ipc/channel.h"
+
+#include <ev.h>
+
+struct api;
+struct catalogue;
+struct deadletters;
+struct delivery_store;
+struct flag_store;
+struct intake;
+struct kafka_embedded;
+struct kafka_producer;
+struct kafka_settings;
+struct pg_pool;
+struct positions;
+struct supervisor;
+
+struct host {
+    struct ev_loop *loop;
+    struct config_source config_from;
+    struct settings settings;
+    struct metrics *metrics;
+    struct pipeline *pipeline;
+    int64_t started_us; /* wall clock */
+    char node[128];     /* host name and pid: owner of positions */
+
+    struct supervisor *supervisor;
+    struct catalogue *catalogue;
+    struct intake *intake;
+    struct api *api;
+
+    struct pg_pool *db;    /* NULL: no PostgreSQL */
+    bool db_is_connected;
+    bool db_is_migrated;   /* the tables are there */
+    struct kafka_settings *kafka; /* NULL: no Kafka */
+    struct kafka_embedded *embedded;
+    struct kafka_producer *producer;
+    bool kafka_is_connected;
+
+    struct positions *positions;
+    struct deadletters *deadletters;
+    struct delivery_store *deliveries;
+    struct flag_store *flag_store;
+    struct flags flags;
+
+    bool is_draining;
+    int exit_code;
+    ev_timer tick, drain;
+    ev_prepare prepare;
+    ev_check check;
+    ev_idle busy; /* runs while there is more to do: the loop must not sleep */
+    ev_signal sigterm, sigint, sighup;
+};
+
+/* Tell the time to the pipeline; each callback that leads into it begins with
+ * this through the loop's check watcher, so others need not. */
+void host_now(struct host *h);
+/* What a session of ours runs first: the search path. Gives. */
+char *host_session_sql(const struct host *h);
+/* The brokers, or the embedded one. */
+const char *host_bootstrap(const struct host *h);
+
+/* --- supervisor.c: worker processes ------------------------------------------ */
+
+struct bundle {           /* a handler version, ready to be loaded */
+    struct handler *handler;
+    uint32_t vm;
+    char *json;           /* for MSG_LOAD; the workers' copy */
+    int concurrency;
+};
+
+struct supervisor *supervisor_new(struct host *h);
+void supervisor_free(struct supervisor *s);
+void supervisor_start(struct supervisor *s);
+/* All configured workers run and have loaded everything. */
+bool supervisor_is_ready(const struct supervisor *s);
+/* A candidate goes to every worker; catalogue_loaded() hears how it went. */
+void supervisor_load(struct supervisor *s, const struct bundle *b);
+/* Every worker that lives has loaded this version (and there is one). */
+bool supervisor_has_loaded(const struct supervisor *s, uint32_t vm);
+void supervisor_unload(struct supervisor *s, uint32_t vm);
+bool supervisor_send(struct supervisor *s, unsigned worker,
+                     const struct delivery_msg *msg);
+void supervisor_want_spare(struct supervisor *s);
+void supervisor_reply(struct supervisor *s, unsigned worker, uint64_t serial,
+                      uint32_t call, bool ok, struct slice text);
+/* Begin and end of a loop turn. poll: true when something was read. */
+bool supervisor_poll(struct supervisor *s);
+bool supervisor_flush(struct supervisor *s); /* true: do not sleep yet */
+void supervisor_tick(struct supervisor *s, int64_t now_us);
+void supervisor_drain(struct supervisor *s);
+bool supervisor_is_gone(const struct supervisor *s);
+json_t *supervisor_json(const struct supervisor *s);
+void supervisor_collect(struct supervisor *s);
+
+/* --- catalogue.c: handler versions ---------------------------------------------- */
+
+struct catalogue *catalogue_new(struct host *h);
+void catalogue_free(struct catalogue *c);
+/* Look at the folders again and load what changed. `force`: this handler ("*":
+ * every one) even if it did not; NULL: none. */
+void catalogue_scan(struct catalogue *c, const char *force);
+/* Once a turn: candidates that every worker has loaded take over. */
+void catalogue_turn(struct catalogue *c);
+/* The first scan is over and every good handler is loaded. */
+bool catalogue_is_ready(const struct catalogue *c);
+/* A worker's answer to a load; `ok` false: `text` says why. False when `vm`
+ * is no candidate but a version that runs. */
+bool catalogue_loaded(struct catalogue *c, uint32_t vm, bool ok,
+                      struct slice text);
+/* What a new worker has to load: every version in use. */
+size_t catalogue_bundles(const struct catalogue *c,
+                         const struct bundle **bundles, size_t max);
+json_t *catalogue_json(const struct catalogue *c, const char *name);
+/* The bundle of the running version, for dry runs; NULL: none. Borrowed. */
+const char *catalogue_bundle(const struct catalogue *c, const char *name);
+void catalogue_collect(struct catalogue *c);
+/* The first look is over: what could be checked is a candidate. */
+bool catalogue_probed(const struct catalogue *c);
+bool catalogue_knows(const struct catalogue *c, const char *name);
+
+/* --- intake.c: sources and positions ---------------------------------------------- */
+
+struct intake *intake_new(struct host *h);
+void intake_free(struct intake *in);
+bool intake_start(struct intake *in, struct err *err) MUST_CHECK;
+void intake_quiet(struct host *h, struct partition *p);  /* pipeline op */
+void intake_fenced(struct host *h, struct partition *p); /* pipeline op */
+void intake_room_again(struct host *h);                  /* pipeline op */
+void intake_turn(struct intake *in); /* end of a loop turn */
+void intake_tick(struct intake *in, int64_t now_us);
+/* A handler that the partitions do not know yet was loaded. */
+void intake_handler_added(struct intake *in, struct handler *h);
+void intake_stop(struct intake *in); /* drain: give all partitions back */
+bool intake_is_stopped(const struct intake *in);
+json_t *intake_json(const struct intake *in);
+void intake_collect(struct intake *in);
+
+/* --- switches.c: flags --------------------------------------------------------------- */
+
+bool switches_start(struct host *h, struct err *err) MUST_CHECK;
+void switches_apply(struct host *h); /* after any change */
+/* A handler came or changed: held by a flag? */
+bool switches_holds(const struct host *h, const char *handler,
+                    const char **why);
+json_t *switches_json(const struct host *h);
+
+typedef void switch_done_fn(void *arg, const struct err *err);
+struct flag_set;
+/* Refused (ERR_PERMANENT) when it could not take effect, and says why. */
+void switches_set(struct host *h, const struct flag_set *set,
+                  switch_done_fn *done, void *arg);
+void switches_unset(struct host *h, const char *name, switch_done_fn *done,
+                    void *arg);
+
+/* --- outcome.c, publish.c, collect.c, api.c -------------------------------------------- */
+
+void outcome_store(struct host *h, struct delivery *d, enum verdict how);
+
+typedef void publish_fn(void *arg, json_t *ids, const struct err *err);
+/* Native envelopes (an array); ids are given. Durable when called back. */
+void publish_events(struct host *h, const json_t *envelopes, publish_fn *done,
+                    void *arg);
+/* MSG_CALL of a worker. */
+void publish_call(struct host *h, unsigned worker, uint64_t serial,
+                  uint32_t call, struct slice text);
+
+void collect_start(struct host *h);
+void collect_worker_news(struct host *h, unsigned worker, struct slice json);
+
+struct api *api_new(struct host *h, struct err *err);
+void api_free(struct api *a);
+json_t *status_json(struct host *h);
+/* Why /readyz says 503; an empty array when it is ready. */
+json_t *readiness_json(struct host *h);
+
+#endif

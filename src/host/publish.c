@@ -1,0 +1,284 @@
+/*
+ * Events published through the host: POST /v1/events and handlers without a
+ * database. With PostgreSQL they go into the store by publish_events(); without
+ * it they are produced to <prefix><aggregate type>, as native envelopes.
+ */
+#include "host/host_priv.h"
+
+#include "base/clock.h"
+#include "base/digest.h"
+#include "base/mem.h"
+#include "kafka/producer.h"
+#include "pg/pg.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct publication {
+    struct host *host;
+    publish_fn *done;
+    void *arg;
+    json_t *envelopes, *ids;
+    size_t waiting; /* delivery reports to come */
+    bool failed;
+    struct err err; /* the first */
+    int64_t started_us;
+};
+
+static void finish(struct publication *p, const struct err *err)
+{
+    struct host *h = p->host;
+    json_t *ev;
+    size_t i;
+
+    if (!err) {
+        series_observe(metrics_get(h->metrics, M_EVENTS_STORED),
+                       (double)(clock_mono_us() - p->started_us) / 1e6,
+                       (unsigned)json_array_size(p->envelopes));
+        json_array_foreach(p->envelopes, i, ev) {
+            const char *type =
+                json_string_value(json_object_get(ev, "eventType"));
+            const char *aggregate =
+                json_string_value(json_object_get(ev, "aggregateType"));
+
+            series_add(metrics_get(h->metrics, M_EVENTS_RAISED,
+                                   aggregate ? aggregate : "",
+                                   type ? type : ""), 1);
+        }
+    }
+    p->done(p->arg, err ? NULL : json_incref(p->ids), err);
+    json_decref(p->envelopes);
+    json_decref(p->ids);
+    free(p);
+}
+
+static void on_stored(void *arg, const struct pg_result *res,
+                      const struct err *err)
+{
+    struct publication *p = arg;
+
+    for (int i = 0; !err && i < pg_result_nrows(res); i++)
+        json_array_append_new(p->ids, json_string(pg_result_value(res, i, 0)));
+    finish(p, err);
+}
+
+static void store(struct publication *p)
+{
+    char *text = json_dumps(p->envelopes, JSON_COMPACT);
+    struct pg_param param = {.value = text};
+
+    pg_pool_query(p->host->db, "SELECT publish_events($1::jsonb)", 1, &param,
+                  on_stored, p);
+    free(text);
+}
+
+static void on_produced(void *arg, const struct err *err)
+{
+    struct publication *p = arg;
+
+    if (err && !p->failed) {
+        p->failed = true;
+        p->err = *err;
+    }
+    if (--p->waiting == 0)
+        finish(p, p->failed ? &p->err : NULL);
+}
+
+/* A random UUID (version 4) for an envelope that brings no id. */
+static void make_id(char out[UUID_TEXT_SIZE])
+{
+    unsigned char b[16];
+
+    random_bytes(b, sizeof(b));
+    b[6] = (unsigned char)((b[6] & 0x0f) | 0x40);
+    b[8] = (unsigned char)((b[8] & 0x3f) | 0x80);
+    snprintf(out, UUID_TEXT_SIZE,
+             "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-"
+             "%02x%02x%02x%02x%02x%02x",
+             b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10],
+             b[11], b[12], b[13], b[14], b[15]);
+}
+
+/* Fill what a producer may leave out, as publish_events() does. */
+static void complete(json_t *ev)
+{
+    char id[UUID_TEXT_SIZE], now[RFC3339_SIZE];
+
+    if (!json_object_get(ev, "id")) {
+        make_id(id);
+        json_object_set_new(ev, "id", json_string(id));
+    }
+    if (!json_object_get(ev, "occurredAt"))
+        json_object_set_new(ev, "occurredAt",
+                            json_string(clock_format(clock_wall_us(), now)));
+    if (!json_object_get(ev, "eventVersion"))
+        json_object_set_new(ev, "eventVersion", json_integer(1));
+    if (!json_object_get(ev, "metadata"))
+        json_object_set_new(ev, "metadata", json_object());
+}
+
+static struct slice member(const json_t *ev, const char *name)
+{
+    return slice_of(json_string_value(json_object_get(ev, name)));
+}
+
+struct produced {
+    struct publication *p;
+    struct series *ok, *failed;
+};
+
+static void on_one_produced(void *arg, const struct err *err)
+{
+    struct produced *one = arg;
+    struct publication *p = one->p;
+
+    series_add(err ? one->failed : one->ok, 1);
+    free(one);
+    on_produced(p, err);
+}
+
+static void produce(struct publication *p)
+{
+    struct host *h = p->host;
+    json_t *ev;
+    size_t i;
+
+    p->waiting = json_array_size(p->envelopes) + 1;
+    json_array_foreach(p->envelopes, i, ev) {
+        struct produced *one = xcalloc(1, sizeof(*one));
+        char *text, *topic;
+
+        complete(ev);
+        text = json_dumps(ev, JSON_COMPACT);
+        topic = xasprintf("%s%s", h->settings.publish_topic_prefix,
+                          member(ev, "aggregateType").ptr);
+        struct kafka_header headers[] = {
+            {SLICE_LIT("id"), member(ev, "id")},
+            {SLICE_LIT("type"), member(ev, "eventType")},
+            {SLICE_LIT("aggregate_type"), member(ev, "aggregateType")},
+            {SLICE_LIT("occurred_at"), member(ev, "occurredAt")},
+        };
+
+        json_array_append(p->ids, json_object_get(ev, "id"));
+        one->p = p;
+        one->ok = metrics_get(h->metrics, M_EVENTS_PUBLISHED, topic, "ok");
+        one->failed =
+            metrics_get(h->metrics, M_EVENTS_PUBLISHED, topic, "error");
+        kafka_produce(h->producer, topic, -1, member(ev, "aggregateId"),
+                      slice_of(text), headers, 4, on_one_produced, one);
+        free(topic);
+        free(text);
+    }
+    on_produced(p, NULL); /* the one above: not before all are on their way */
+}
+
+static bool check_one(const json_t *ev, size_t i, struct err *err)
+{
+    static const char *const needed[] = {"eventType", "aggregateType",
+                                         "aggregateId"};
+
+    if (!json_is_object(ev))
+        return err_set(err, ERR_PERMANENT, "event %zu is not an object", i + 1);
+    for (int k = 0; k < 3; k++) {
+        const char *text = json_string_value(json_object_get(ev, needed[k]));
+
+        if (!text || !*text || strlen(text) > 200)
+            return err_set(err, ERR_PERMANENT,
+                           "event %zu: %s is missing, empty, longer than 200 "
+                           "characters or not text", i + 1, needed[k]);
+    }
+    if (!json_object_get(ev, "payload"))
+        return err_set(err, ERR_PERMANENT, "event %zu has no payload", i + 1);
+    return true;
+}
+
+void publish_events(struct host *h, const json_t *envelopes, publish_fn *done,
+                    void *arg)
+{
+    struct publication *p;
+    struct err err;
+    json_t *ev;
+    size_t i;
+
+    json_array_foreach(envelopes, i, ev)
+        if (!check_one(ev, i, &err)) {
+            done(arg, NULL, &err);
+            return;
+        }
+    p = xcalloc(1, sizeof(*p));
+    p->host = h;
+    p->done = done;
+    p->arg = arg;
+    p->envelopes = json_deep_copy(envelopes);
+    p->ids = json_array();
+    p->started_us = clock_mono_us();
+    if (h->db)
+        store(p);
+    else
+        produce(p);
+}
+
+/* --- a worker asks ---------------------------------------------------------------- */
+
+struct call {
+    struct host *host;
+    unsigned worker;
+    uint64_t serial;
+    uint32_t id;
+};
+
+static void reply_error(struct host *h, const struct call *c,
+                        const char *class, const char *code, const char *text)
+{
+    json_t *json = json_pack("{s:{s:s, s:s, s:s}}", "error", "class", class,
+                             "code", code, "message", text);
+    char *out = json_dumps(json, JSON_COMPACT);
+
+    supervisor_reply(h->supervisor, c->worker, c->serial, c->id, false,
+                     slice_of(out));
+    free(out);
+    json_decref(json);
+}
+
+static void on_published(void *arg, json_t *ids, const struct err *err)
+{
+    struct call *c = arg;
+    json_t *json;
+    char *out;
+
+    if (err) {
+        reply_error(c->host, c, err->kind == ERR_RETRIABLE ? "transient"
+                                                           : "permanent",
+                    err->code, err->msg);
+    } else {
+        json = json_pack("{s:O}", "id", json_array_get(ids, 0));
+        out = json_dumps(json, JSON_COMPACT);
+        supervisor_reply(c->host->supervisor, c->worker, c->serial, c->id,
+                         true, slice_of(out));
+        free(out);
+        json_decref(json);
+        json_decref(ids);
+    }
+    free(c);
+}
+
+void publish_call(struct host *h, unsigned worker, uint64_t serial,
+                  uint32_t id, struct slice text)
+{
+    struct call *c = xcalloc(1, sizeof(*c));
+    json_t *request = json_loadb(text.ptr, text.len, 0, NULL), *list;
+    const char *op = json_string_value(json_object_get(request, "op"));
+
+    *c = (struct call){h, worker, serial, id};
+    if (!op || strcmp(op, "publish") != 0 ||
+        !json_is_object(json_object_get(request, "event"))) {
+        reply_error(h, c, "bug", "unknown_call", "the host knows no such call");
+        free(c);
+    } else {
+        list = json_pack("[O]", json_object_get(request, "event"));
+        publish_events(h, list, on_published, c);
+        json_decref(list);
+    }
+    json_decref(request);
+}
