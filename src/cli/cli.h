@@ -1,0 +1,64 @@
+/*
+ * The commands. Exit codes: 0 done, 1 failed, 2 usage, 3 host not reached,
+ * 4 refused by a check.
+ */
+#ifndef MT_CLI_CLI_H
+#define MT_CLI_CLI_H
+
+#include "base/err.h"
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+enum exit_code {
+    EXIT_DONE = 0,
+    EXIT_FAILED = 1,
+    EXIT_USAGE = 2,
+    EXIT_UNREACHED = 3,
+    EXIT_REFUSED = 4,
+};
+
+int cli_main(int argc, char **argv);
+
+/* --- for the command files -------------------------------------------------- */
+
+#define CLI_WORDS_MAX 64
+#define CLI_SETS_MAX  64
+
+/* A command line, taken apart: words, and options with their values. */
+struct cli {
+    const char *words[CLI_WORDS_MAX]; /* without the command itself */
+    size_t n_words;
+    const char *config, *url, *token;
+    char *sets[CLI_SETS_MAX];
+    size_t n_sets;
+    bool json;
+    int argc;
+    char **argv; /* for cli_option() */
+};
+
+/* The value of --name VALUE or --name=VALUE; NULL when it was not given. */
+const char *cli_option(const struct cli *c, const char *name);
+bool cli_flag(const struct cli *c, const char *name);
+
+typedef int cli_command_fn(const struct cli *c);
+cli_command_fn cmd_run, cmd_check, cmd_migrate, cmd_publish, cmd_status,
+    cmd_handlers, cmd_flags, cmd_dead_letters, cmd_dry_run;
+
+/* Ask the host. `body` is borrowed, NULL for none. Gives the answer through
+ * `answer`; a problem document is printed, and the exit code says which kind. */
+int cli_ask(const struct cli *c, const char *method, const char *path,
+            const json_t *body, json_t **answer);
+
+/* A path or query component, percent-encoded. Gives. */
+char *cli_escape(const char *text);
+
+void cli_print_json(const json_t *json);
+/* Rows as a table for people: `columns` are "title:member", a member may be a
+ * path a.b. */
+void cli_print_table(const json_t *rows, const char *const *columns, size_t n);
+
+int cli_usage(const char *text);
+
+#endif
