@@ -36,7 +36,7 @@ static const char component[] = "host";
 #define TICK_S          0.02
 #define QUARANTINE_US   60000000
 #define EMBEDDED_PARTS  4
-#define PRUNE_EVERY_US  600000000
+#define CHORES_EVERY_US 600000000
 #define PRODUCER_END_MS 5000
 
 void host_now(struct host *h)
@@ -136,14 +136,27 @@ static void on_idle(struct ev_loop *loop, ev_idle *w, int events)
     (void)events;
 }
 
-static void prune(struct host *h, int64_t now_us)
+static void on_chore(void *arg, const struct pg_result *res,
+                     const struct err *err)
 {
-    static int64_t next_us;
+    (void)res;
+    if (err)
+        log_warn("housekeeping failed", "what=%s err=" LOG_Q, (char *)arg,
+                 err->msg);
+}
 
-    if (!h->deliveries || !h->db_is_migrated || now_us < next_us)
+/* Old inbox rows go, and the store has its partitions some months ahead: a
+ * producer must never meet a month without one. */
+static void keep_house(struct host *h, int64_t now_us)
+{
+    static char partitions[] = "partitions";
+
+    if (!h->db_is_migrated || now_us < h->next_chores_us)
         return;
-    next_us = now_us + PRUNE_EVERY_US;
+    h->next_chores_us = now_us + CHORES_EVERY_US;
     delivery_store_prune(h->deliveries, h->settings.dedupe_for / 1000);
+    pg_pool_query(h->db, "SELECT moontide_create_partitions(3)", 0, NULL,
+                  on_chore, partitions);
 }
 
 static void go_on_draining(struct host *h);
@@ -157,7 +170,7 @@ static void on_tick(struct ev_loop *loop, ev_timer *w, int events)
     (void)events;
     supervisor_tick(h->supervisor, now_us);
     intake_tick(h->intake, now_us);
-    prune(h, now_us);
+    keep_house(h, now_us);
     if (h->is_draining)
         go_on_draining(h);
 }

@@ -58,6 +58,7 @@ struct host {
     struct flags flags;
 
     bool is_draining;
+    int64_t next_chores_us;
     int exit_code;
     ev_timer tick, drain;
     ev_prepare prepare;
