@@ -361,6 +361,8 @@ static bool apply_entry(struct settings *s, const char *prefix, const char *key,
         return set_from_json(s, d, value, origin, err);
     if (d && json_is_array(value))
         return set_from_json(s, d, value, origin, err);
+    if (d && json_is_object(value))
+        return apply_table(s, name, value, origin, err);
     if (set_in_map(s, prefix, key, value))
         return true;
     len = strlen(name);
