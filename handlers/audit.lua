@@ -1,0 +1,50 @@
+--- Writes one row of the audit log for every event, whatever its type.
+--
+-- Exactly once: the rows commit together with the inbox rows of their events.
+-- The table refuses UPDATE, DELETE and TRUNCATE.
+
+local json = require "moontide.json"
+
+local COLUMNS = {
+  "event_id", "event_type", "event_version", "aggregate_type", "aggregate_id",
+  "aggregate_version", "occurred_at", "actor", "correlation_id", "place", "payload", "metadata",
+}
+
+--- Where the event came from: "domain_events:4711" or "domain.Order/3:4711".
+local function place_of(source)
+  if source.kind == "kafka" then
+    return ("%s/%s:%s"):format(source.topic, source.partition, tostring(source.offset))
+  end
+  return ("%s:%s"):format(source.table or source.kind, tostring(source.seq))
+end
+
+--- What was not changed is encoded byte for byte as it came.
+local function row_of(event)
+  local metadata = event.metadata or {}
+  local payload = event.payload
+  if payload == nil then payload = json.null end
+  return {
+    event.id, event.type, event.version or 1, event.aggregate_type or "", event.aggregate_id or "",
+    event.aggregate_version, event.occurred_at, metadata.actorId, metadata.correlationId,
+    place_of(event.source), json.encode(payload), json.encode(metadata),
+  }
+end
+
+---@type moontide.Handler
+return {
+  description = "Writes one row of the audit log for every event.",
+  subscribes  = { "*" },
+  ordering    = "key",
+  concurrency = 1000,
+  transaction = true,
+  batch       = { max = 500, wait = "5ms" },
+
+  handle_batch = function(events, ctx)
+    local rows = {}
+    for i, event in ipairs(events) do
+      rows[i] = row_of(event)
+    end
+    -- A failed statement makes a retry of the batch by itself.
+    ctx.tx:copy("event_audit_log", COLUMNS, rows)
+  end,
+}

@@ -1,0 +1,208 @@
+--- moontide.events: publishing, and reading what was published.
+--
+-- In a transaction of the delivery the event is a row of it: stored with the
+-- other effects or not at all. Else it is stored by a statement of its own, and
+-- without a database the host produces it to Kafka. The id comes from the
+-- idempotency key, so a retried delivery publishes the same event again.
+
+local host = ...
+
+local prim = host.events
+local json = host.require "json"
+local uuid = host.require "uuid"
+
+local M = {}
+
+-- Namespace of the event ids made from idempotency keys.
+local EVENT_IDS = "3d2f1a44-6a0c-5a7e-8c0d-0d9b6b1a7a10"
+
+-- An event that caused an event that caused an event …: a loop ends here.
+local MAX_HOPS = 16
+
+local PAGE = 500
+
+local FIELDS = { type = true, aggregate_type = true, aggregate_id = true, payload = true,
+                 version = true, metadata = true, expected_version = true, occurred_at = true,
+                 idempotency_key = true }
+
+
+local function check(event)
+  if type(event) ~= "table" then error("events.publish takes a table", 3) end
+  for key in pairs(event) do
+    if not FIELDS[key] then error(("unknown field %s of an event"):format(tostring(key)), 3) end
+  end
+  for _, key in ipairs { "type", "aggregate_type", "aggregate_id" } do
+    if type(event[key]) ~= "string" or event[key] == "" then
+      error("events.publish needs " .. key, 3)
+    end
+  end
+  if event.payload == nil then error("events.publish needs a payload", 3) end
+end
+
+
+-- What this event has to do with the one being handled.
+local function metadata_of(event, cause)
+  local metadata = {}
+  for key, value in host.pairs(event.metadata or {}) do metadata[key] = value end
+  local before = cause and cause.metadata or {}
+  metadata.hops = (tonumber(before.hops) or 0) + 1
+  if cause then
+    metadata.causationId = metadata.causationId or cause.id
+    metadata.correlationId = metadata.correlationId or before.correlationId or cause.id
+    metadata.traceparent = metadata.traceparent or before.traceparent
+  end
+  metadata.sourceModule = metadata.sourceModule or host.handler
+  return metadata
+end
+
+
+local STORE = "SELECT publish_event($1, $2, $3, $4::jsonb, $5::jsonb, $6, $7, "
+  .. "coalesce($8::timestamptz, clock_timestamp()), $9) AS id"
+
+
+local function store(e)
+  local tx = host.db_tx and host.db_tx.of(host.get_tx())
+  local session, err = tx and tx.session
+  if not session then
+    session, err = host.db.acquire("main", false)
+    if not session then return nil, err end
+  end
+  local rows
+  rows, err = session:query(STORE, e.type, e.aggregate_type, e.aggregate_id,
+    json.encode(e.payload), json.encode(e.metadata), e.version, e.expected_version,
+    e.occurred_at, e.id)
+  if tx then
+    if err and not tx.first_error then tx.first_error = err end
+  else
+    session:release()
+  end
+  return rows and rows[1].id, err
+end
+
+
+local function produce(e)
+  local reply, err = host.call(json.encode { op = "publish", event = {
+    id = e.id, eventType = e.type, eventVersion = e.version, aggregateType = e.aggregate_type,
+    aggregateId = e.aggregate_id, occurredAt = e.occurred_at, payload = e.payload,
+    metadata = e.metadata,
+  } })
+  if not reply then return nil, err end
+  return e.id
+end
+
+
+local function has_database()
+  local url = host.setting("database.url")
+  return type(url) == "string" and url ~= ""
+end
+
+
+--- Publish an event. Returns its id.
+---@param event moontide.events.NewEvent
+---@return string|nil, moontide.Error?
+function M.publish(event)
+  host.check("events.publish")
+  check(event)
+  local cause = host.event()
+  local e = {
+    type = event.type, aggregate_type = event.aggregate_type, aggregate_id = event.aggregate_id,
+    payload = event.payload, version = event.version or 1, occurred_at = event.occurred_at,
+    expected_version = event.expected_version, metadata = metadata_of(event, cause),
+    id = uuid.v5(EVENT_IDS, event.idempotency_key or host.idempotency_key()),
+  }
+  if e.metadata.hops > MAX_HOPS then
+    error(host.verdict("dead", ("%s would be event %d of a chain of handlers: a loop"):format(
+      e.type, e.metadata.hops)), 0)
+  end
+  local answered, result, err = host.effect("events", "events.publish", e)
+  if answered then
+    if err ~= nil then return nil, err end
+    return result or e.id
+  end
+  local started = prim.clock()
+  if has_database() then
+    result, err = store(e)
+    if result then prim.stored(started) end
+  else
+    result, err = produce(e)
+  end
+  host.effect_done("events", err == nil)
+  if result then prim.raised(e.aggregate_type, e.type) end
+  return result, err
+end
+
+
+-- Reading -----------------------------------------------------------------
+
+local COLUMNS = "SELECT id::text AS id, event_type AS type, event_version AS version, "
+  .. "aggregate_type, aggregate_id::text AS aggregate_id, aggregate_version, occurred_at, "
+  .. "event_data AS payload, metadata, seq FROM "
+
+
+local function read_page(sql, ...)
+  local session, err = host.db.acquire("main", false)
+  local rows
+  if session then
+    rows, err = session:query(sql, ...)
+    session:release()
+  end
+  if not rows then error(err, 0) end
+  return rows
+end
+
+
+-- Pages by seq: an iterator may be left at any point.
+local function iterate(from, a, b)
+  local sql = COLUMNS .. from .. " WHERE seq > $3 ORDER BY seq LIMIT " .. PAGE
+  local rows, at, last, ended = {}, 0, 0, false
+  return function()
+    if at == #rows and not ended then
+      rows, at = read_page(sql, a, b, last), 0
+      ended = #rows < PAGE
+    end
+    at = at + 1
+    local row = rows[at]
+    if not row then at = #rows return nil end
+    last = row.seq
+    return row
+  end
+end
+
+
+local function nothing()
+  return nil
+end
+
+
+local function reader(name, from, a, b)
+  host.check(name)
+  local answered, result, err = host.effect("sql", name, { a, b })
+  if not answered then return iterate(from, a, b) end
+  if err ~= nil then error(err, 0) end
+  local list, i = result or {}, 0
+  if #list == 0 then return nothing end
+  return function()
+    i = i + 1
+    return list[i]
+  end
+end
+
+
+--- All events of an aggregate, oldest first. Raises when the store fails.
+---@param aggregate_type string
+---@param id string
+function M.by_aggregate(aggregate_type, id)
+  return reader("events.by_aggregate", "events_by_aggregate($1, $2)", aggregate_type, id)
+end
+
+
+--- All events of a type since a time (RFC 3339), in the order of the store.
+---@param event_type string
+---@param since string?
+function M.by_type(event_type, since)
+  return reader("events.by_type", "events_by_type($1, coalesce($2::timestamptz, '-infinity'))",
+    event_type, since)
+end
+
+
+return M

@@ -1,0 +1,685 @@
+/*
+ * Two threads: the main one is the watchdog, the other runs the loop and all
+ * Lua, on a stack of 1 GiB of address space. The loop reads the ring in
+ * batches; verdicts go straight into the other ring and are published, and the
+ * host woken, once per batch. A full ring up keeps messages here and stops
+ * reading until the host has made room.
+ */
+#include "worker/worker.h"
+
+#include "base/buf.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/settings.h"
+#include "worker/metrics_out.h"
+#include "worker/unit.h"
+#include "worker/watchdog.h"
+
+#include <errno.h>
+#include <ev.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+static const char component[] = "worker";
+
+#define BATCH_MESSAGES   256
+#define BATCH_BYTES      (256 * 1024)
+#define METRICS_EVERY_S  0.25
+#define MAX_UNITS        1024
+
+struct unsent {
+    struct list link;
+    enum msg_kind kind;
+    uint32_t id;
+    bool ok;
+    char *text;
+    size_t len;
+};
+
+struct worker {
+    struct runtime rt;
+    struct channel channel;
+    struct ring_reader down;
+    struct ring_writer up;
+    struct ev_loop *loop;
+    ev_io wake;
+    ev_prepare prepare;
+    ev_check check;
+    ev_idle idle;
+    ev_timer metrics_timer;
+    json_t *config;
+    const char *node;
+
+    struct unit *units[MAX_UNITS];
+    int n_units;
+    struct unit *last; /* of the last delivery */
+
+    /* Read from the ring and not yet dealt with. */
+    const struct msg_head *peeked;
+    size_t peeked_len;
+    int taken;            /* deliveries of this batch */
+    uint64_t batch_start; /* tail at its start */
+
+    struct list unsent;   /* texts and verdicts that found no room */
+    bool is_blocked;
+    bool is_draining;
+    int exit_code;
+};
+
+/* --- sending ------------------------------------------------------------------ */
+
+static void show(struct worker *w)
+{
+    ring_publish(&w->up);
+    if (ring_writer_should_wake(&w->up))
+        channel_wake(w->channel.wake_host_fd);
+}
+
+/* Kept messages are whole messages as they go into the ring. */
+static void keep_unsent(struct worker *w, enum msg_kind kind, uint32_t id,
+                        bool ok, const void *bytes, size_t len)
+{
+    struct unsent *u = xcalloc(1, sizeof(*u));
+
+    u->kind = kind;
+    u->id = id;
+    u->ok = ok;
+    u->text = xmalloc(len + 1);
+    memcpy(u->text, bytes, len);
+    u->len = len;
+    list_append(&w->unsent, &u->link);
+    w->is_blocked = true;
+}
+
+static void send_text(struct worker *w, enum msg_kind kind, uint32_t id,
+                      bool ok, struct slice text)
+{
+    size_t max = ring_max_message(&w->up) - sizeof(struct msg_text) - 64;
+
+    if (text.len > max)
+        text.len = max;
+    if (w->is_blocked || !write_text(&w->up, kind, id, ok, text))
+        keep_unsent(w, kind, id, ok, text.ptr, text.len);
+}
+
+/* A verdict with its texts in one block, for later. */
+static void keep_verdict(struct worker *w, const struct verdict_msg *v)
+{
+    size_t size = sizeof(*v) + v->code.len + v->reason.len + v->traceback.len;
+    char *block = xmalloc(size), *at = block + sizeof(*v);
+    struct verdict_msg copy = *v;
+    struct slice *texts[] = {&copy.code, &copy.reason, &copy.traceback};
+
+    for (int i = 0; i < 3; i++) {
+        if (texts[i]->len)
+            memcpy(at, texts[i]->ptr, texts[i]->len);
+        at += texts[i]->len;
+    }
+    memcpy(block, &copy, sizeof(copy));
+    keep_unsent(w, MSG_VERDICT, 0, true, block, size);
+    free(block);
+}
+
+static bool write_kept(struct worker *w, const struct unsent *u)
+{
+    struct verdict_msg v;
+    const char *at = u->text + sizeof(v);
+
+    if (u->kind != MSG_VERDICT)
+        return write_text(&w->up, u->kind, u->id, u->ok,
+                          (struct slice){u->text, u->len});
+    memcpy(&v, u->text, sizeof(v));
+    v.code.ptr = at;
+    v.reason.ptr = v.code.ptr + v.code.len;
+    v.traceback.ptr = v.reason.ptr + v.reason.len;
+    return write_verdict(&w->up, &v);
+}
+
+/* True when nothing is left. */
+static bool send_unsent(struct worker *w)
+{
+    while (!list_is_empty(&w->unsent)) {
+        struct unsent *u = CONTAINER_OF(w->unsent.next, struct unsent, link);
+
+        if (!write_kept(w, u))
+            return false;
+        list_remove(&u->link);
+        free(u->text);
+        free(u);
+    }
+    w->is_blocked = false;
+    return true;
+}
+
+static void on_verdict(struct runtime *rt, const struct verdict_msg *v,
+                       struct task *task)
+{
+    struct worker *w = rt->owner;
+
+    (void)task;
+    if (w->is_blocked || !write_verdict(&w->up, v))
+        keep_verdict(w, v);
+}
+
+static bool on_call(struct runtime *rt, uint32_t id, struct slice request)
+{
+    struct worker *w = rt->owner;
+
+    if (request.len + sizeof(struct msg_text) > ring_max_message(&w->up) / 2)
+        return false;
+    send_text(w, MSG_CALL, id, true, request);
+    show(w);
+    return true;
+}
+
+/* --- units ----------------------------------------------------------------------- */
+
+static struct unit *find_unit(struct worker *w, uint32_t id)
+{
+    if (w->last && unit_id(w->last) == id)
+        return w->last;
+    for (int i = 0; i < w->n_units; i++)
+        if (unit_id(w->units[i]) == id)
+            return w->last = w->units[i];
+    return NULL;
+}
+
+static void on_loaded(struct unit *unit, const struct err *err)
+{
+    struct worker *w = unit_runtime(unit)->owner;
+
+    send_text(w, MSG_LOADED, unit_id(unit), !err,
+              slice_of(err ? err->msg : ""));
+    show(w);
+}
+
+static void load_unit(struct worker *w, uint32_t id, struct slice bundle)
+{
+    json_error_t error;
+    json_t *json = json_loadb(bundle.ptr, bundle.len, 0, &error);
+
+    if (!json || w->n_units == MAX_UNITS) {
+        send_text(w, MSG_LOADED, id, false,
+                  slice_of(json ? "too many handlers" : error.text));
+        json_decref(json);
+        return;
+    }
+    w->units[w->n_units] = unit_new(&w->rt, id, json, on_loaded);
+    w->n_units++;
+    json_decref(json);
+}
+
+static void forget_unit(struct worker *w, struct unit *unit)
+{
+    for (int i = 0; i < w->n_units; i++)
+        if (w->units[i] == unit) {
+            w->units[i] = w->units[--w->n_units];
+            break;
+        }
+    w->last = NULL;
+}
+
+static void on_unloaded(struct unit *unit)
+{
+    struct worker *w = unit_runtime(unit)->owner;
+
+    send_text(w, MSG_UNLOADED, unit_id(unit), true, slice_of(""));
+    show(w);
+    forget_unit(w, unit);
+    unit_free(unit);
+    if (w->is_draining && !w->n_units)
+        ev_break(w->loop, EVBREAK_ALL);
+}
+
+static void drain(struct worker *w)
+{
+    w->is_draining = true;
+    for (int i = 0; i < w->n_units; i++)
+        unit_unload(w->units[i], on_unloaded);
+    if (!w->n_units)
+        ev_break(w->loop, EVBREAK_ALL);
+}
+
+/* --- reading ------------------------------------------------------------------------ */
+
+static void broken(struct worker *w, const char *what)
+{
+    log_error("the host wrote nonsense", "what=%s", what);
+    w->exit_code = 4;
+    ev_break(w->loop, EVBREAK_ALL);
+}
+
+/* The next message without taking it. */
+static const struct msg_head *peek(struct worker *w)
+{
+    if (w->peeked)
+        return w->peeked;
+    switch (ring_next(&w->down, &w->peeked, &w->peeked_len)) {
+    case RING_MESSAGE:
+        return w->peeked;
+    case RING_EMPTY:
+        break;
+    case RING_BROKEN:
+        broken(w, "ring");
+        break;
+    }
+    w->peeked = NULL;
+    return NULL;
+}
+
+static bool batch_is_full(const struct worker *w)
+{
+    return w->taken >= BATCH_MESSAGES || w->is_blocked ||
+           w->down.tail - w->batch_start > BATCH_BYTES;
+}
+
+/* For the serve loop: the next delivery of the same vm, if that is what comes
+ * next. */
+static bool take_next(struct runtime *rt, uint32_t vm, struct delivery_msg *d)
+{
+    struct worker *w = rt->owner;
+    const struct msg_head *msg;
+
+    if (batch_is_full(w))
+        return false;
+    msg = peek(w);
+    if (!msg || msg->kind != MSG_DELIVER ||
+        ((const struct msg_deliver *)(const void *)msg)->vm != vm ||
+        !read_deliver(msg, w->peeked_len, d))
+        return false;
+    w->peeked = NULL;
+    w->taken++;
+    return true;
+}
+
+static void deliver(struct worker *w, const struct msg_head *msg, size_t len)
+{
+    struct delivery_msg d;
+    struct unit *unit;
+
+    if (!read_deliver(msg, len, &d)) {
+        broken(w, "delivery");
+        return;
+    }
+    unit = find_unit(w, d.vm);
+    if (unit) {
+        unit_offer(unit, &d);
+        return;
+    }
+    on_verdict(&w->rt,
+               &(struct verdict_msg){.slot = d.slot,
+                                     .generation = d.generation,
+                                     .verdict = VERDICT_BACK,
+                                     .after_ms = -1},
+               NULL);
+}
+
+static void handle(struct worker *w, const struct msg_head *msg, size_t len)
+{
+    struct slice text;
+    struct unit *unit;
+    uint32_t id;
+    bool ok;
+
+    if (msg->kind == MSG_DELIVER) {
+        deliver(w, msg, len);
+        return;
+    }
+    if (!read_text(msg, len, &id, &ok, &text)) {
+        broken(w, "message");
+        return;
+    }
+    switch (msg->kind) {
+    case MSG_LOAD:
+        load_unit(w, id, text);
+        break;
+    case MSG_UNLOAD:
+        unit = find_unit(w, id);
+        if (unit)
+            unit_unload(unit, on_unloaded);
+        break;
+    case MSG_REPLY:
+        runtime_reply(&w->rt, id, ok, text);
+        break;
+    case MSG_DRAIN:
+        drain(w);
+        break;
+    default:
+        broken(w, "kind of message");
+    }
+}
+
+static void end_batch(struct worker *w)
+{
+    /* What was peeked stays in the ring. */
+    uint64_t tail = w->down.tail;
+
+    if (w->peeked)
+        w->down.tail -= (w->peeked_len + 7) & ~(uint64_t)7;
+    ring_release(&w->down);
+    w->down.tail = tail;
+    if (ring_reader_should_wake(&w->down))
+        channel_wake(w->channel.wake_host_fd);
+    show(w);
+}
+
+/* One batch; true when there may be more. */
+static bool read_batch(struct worker *w)
+{
+    const struct msg_head *msg;
+
+    w->taken = 0;
+    w->batch_start = w->down.tail;
+    while (!batch_is_full(w) && (msg = peek(w)) != NULL && !w->exit_code) {
+        w->peeked = NULL;
+        w->taken++;
+        handle(w, msg, w->peeked_len);
+    }
+    if (!w->is_blocked)
+        for (int i = 0; i < w->n_units; i++)
+            unit_flush(w->units[i]);
+    end_batch(w);
+    return w->taken > 0;
+}
+
+/* --- the loop -------------------------------------------------------------------------- */
+
+static void mark_awake(struct worker *w)
+{
+    atomic_store_explicit(&w->rt.control->busy_since_us, clock_mono_us(),
+                          memory_order_relaxed);
+}
+
+static void on_idle(struct ev_loop *loop, ev_idle *idle, int events)
+{
+    (void)loop;
+    (void)idle;
+    (void)events; /* keeps the loop from sleeping while there is work */
+}
+
+static void stay_awake(struct worker *w, bool awake)
+{
+    if (awake)
+        ev_idle_start(w->loop, &w->idle);
+    else
+        ev_idle_stop(w->loop, &w->idle);
+}
+
+/* Last thing before the loop sleeps: read; sleep only on an empty ring. */
+static void on_prepare(struct ev_loop *loop, ev_prepare *prepare, int events)
+{
+    struct worker *w = prepare->data;
+    bool more;
+
+    (void)loop;
+    (void)events;
+    mark_awake(w);
+    if (w->is_blocked && !send_unsent(w)) {
+        show(w);
+        /* Woken by the host when it has read. */
+        stay_awake(w, ring_writer_wait(&w->up));
+        atomic_store(&w->rt.control->busy_since_us, 0);
+        return;
+    }
+    more = read_batch(w);
+    vms_reap(&w->rt);
+    if (w->is_blocked || more || w->peeked) {
+        stay_awake(w, true);
+        return;
+    }
+    show(w);
+    stay_awake(w, !ring_reader_sleep(&w->down));
+    atomic_store(&w->rt.control->busy_since_us, 0);
+}
+
+static void on_check(struct ev_loop *loop, ev_check *check, int events)
+{
+    struct worker *w = check->data;
+
+    (void)loop;
+    (void)events;
+    mark_awake(w);
+    ring_reader_wakeup(&w->down);
+}
+
+static void on_wake(struct ev_loop *loop, ev_io *io, int events)
+{
+    struct worker *w = io->data;
+
+    (void)loop;
+    (void)events;
+    channel_drain(w->channel.wake_worker_fd);
+}
+
+static void send_metrics(struct worker *w)
+{
+    json_t *message = metrics_take(w->rt.metrics, &w->rt);
+    char *text;
+
+    if (!message)
+        return;
+    text = json_dumps(message, JSON_COMPACT);
+    if (text && strlen(text) < ring_max_message(&w->up) / 2) {
+        send_text(w, MSG_METRICS, 0, true, slice_of(text));
+        show(w);
+    }
+    free(text);
+    json_decref(message);
+}
+
+static void on_metrics(struct ev_loop *loop, ev_timer *timer, int events)
+{
+    struct worker *w = timer->data;
+    struct channel_control *control = w->rt.control;
+
+    (void)loop;
+    (void)events;
+    send_metrics(w);
+    for (int i = 0; i < w->n_units; i++)
+        unit_sweep(w->units[i], atomic_load(&control->up.tail),
+                   atomic_load(&control->down.head), w->down.tail);
+}
+
+static void start_watchers(struct worker *w)
+{
+    ev_io_init(&w->wake, on_wake, w->channel.wake_worker_fd, EV_READ);
+    w->wake.data = w;
+    ev_io_start(w->loop, &w->wake);
+    ev_prepare_init(&w->prepare, on_prepare);
+    w->prepare.data = w;
+    ev_set_priority(&w->prepare, EV_MINPRI);
+    ev_prepare_start(w->loop, &w->prepare);
+    ev_check_init(&w->check, on_check);
+    w->check.data = w;
+    ev_set_priority(&w->check, EV_MAXPRI);
+    ev_check_start(w->loop, &w->check);
+    ev_idle_init(&w->idle, on_idle);
+    ev_timer_init(&w->metrics_timer, on_metrics, METRICS_EVERY_S,
+                  METRICS_EVERY_S);
+    w->metrics_timer.data = w;
+    ev_timer_start(w->loop, &w->metrics_timer);
+}
+
+/* The thread that runs Lua. */
+static void *lua_thread(void *arg)
+{
+    struct worker *w = arg;
+
+    start_watchers(w);
+    send_text(w, MSG_READY, 0, true, slice_of(""));
+    show(w);
+    ev_run(w->loop, 0);
+    send_metrics(w);
+    while (w->n_units) {
+        struct unit *unit = w->units[0];
+
+        forget_unit(w, unit);
+        unit_free(unit);
+    }
+    runtime_fini(&w->rt);
+    watchdog_stop_only(w->rt.watchdog);
+    return NULL;
+}
+
+/* --- start -------------------------------------------------------------------------------- */
+
+static bool read_config(struct worker *w, int fd, struct err *err)
+{
+    struct buf text = {0};
+    json_error_t error;
+    ssize_t n;
+
+    while ((n = read(fd, buf_reserve(&text, 65536), 65536)) > 0)
+        text.len += (size_t)n;
+    close(fd);
+    w->config = json_loadb(text.ptr ? text.ptr : "", text.len, 0, &error);
+    buf_fini(&text);
+    if (n < 0)
+        return err_set(err, ERR_FATAL, "reading the configuration: %s",
+                       strerror(errno));
+    if (!w->config)
+        return err_set(err, ERR_FATAL, "the configuration is no JSON: %s",
+                       error.text);
+    return true;
+}
+
+static void set_up_log(const struct worker *w)
+{
+    const json_t *log = json_object_get(w->config, "log");
+    const char *level = json_string_value(json_object_get(log, "level"));
+    const char *format = json_string_value(json_object_get(log, "format"));
+    enum log_level at = LOG_INFO;
+    char name[32];
+
+    if (level)
+        log_level_parse(level, &at);
+    snprintf(name, sizeof(name), "worker-%d", w->rt.index);
+    log_init(at, format && strcmp(format, "json") == 0 ? LOG_JSON : LOG_HUMAN,
+             name);
+}
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define IS_SANITIZED 1
+#else
+#define IS_SANITIZED 0
+#endif
+
+/* Address space: Lua's stack, our libraries, rings, and the limits of as many
+ * handlers as one may reasonably have here. The allocator's limit is what
+ * usually acts; this is the second belt. */
+static void set_limits(const struct worker *w)
+{
+    struct rlimit none = {0, 0}, space;
+    const json_t *limit = runtime_setting(&w->rt, "workers.memory_limit");
+    rlim_t per_vm = json_is_integer(limit) ? (rlim_t)json_integer_value(limit)
+                                           : (rlim_t)64 << 20;
+
+    setrlimit(RLIMIT_CORE, &none);
+    space.rlim_cur = space.rlim_max =
+        LUA_STACK_BYTES + ((rlim_t)2 << 30) + 32 * per_vm;
+    if (!IS_SANITIZED)
+        setrlimit(RLIMIT_AS, &space);
+}
+
+static bool parse_fds(int argc, char **argv, int fds[4])
+{
+    for (int i = 1; i + 1 < argc; i++)
+        if (strcmp(argv[i], "--fds") == 0)
+            return sscanf(argv[i + 1], "%d,%d,%d,%d", &fds[0], &fds[1],
+                          &fds[2], &fds[3]) == 4;
+    return false;
+}
+
+static bool set_up(struct worker *w, const int fds[4], struct err *err)
+{
+    struct ev_loop *loop;
+    json_t *settings;
+
+    if (!read_config(w, fds[3], err))
+        return false;
+    settings = json_object_get(w->config, "settings");
+    loop = ev_loop_new(EVFLAG_AUTO);
+    if (!loop)
+        return err_set(err, ERR_FATAL, "no event loop");
+    w->loop = loop;
+    runtime_init(&w->rt, loop, settings);
+    w->rt.index = (int)json_integer_value(json_object_get(w->config, "index"));
+    w->rt.node = json_string_value(json_object_get(w->config, "node"));
+    set_up_log(w);
+    if (!channel_attach(&w->channel, fds[0], fds[1], fds[2], err))
+        return false;
+    w->rt.control = w->channel.control;
+    w->rt.backends = w->channel.control->backends;
+    w->rt.owner = w;
+    w->rt.verdict = on_verdict;
+    w->rt.next = take_next;
+    w->rt.call = on_call;
+    list_init(&w->unsent);
+    ring_reader_init(&w->down, &w->channel.control->down, w->channel.down,
+                     w->channel.control->down_size);
+    ring_writer_init(&w->up, &w->channel.control->up, w->channel.up,
+                     w->channel.control->up_size);
+    set_limits(w);
+    return true;
+}
+
+static int64_t lease_us(const struct worker *w)
+{
+    const char *lease = runtime_text(&w->rt, "database.lease", "10s");
+    int64_t ms;
+
+    return duration_parse(lease, &ms) ? ms * 1000 : 10000000;
+}
+
+static bool run(struct worker *w, struct err *err)
+{
+    struct watchdog *wd = watchdog_new(&w->rt, lease_us(w));
+    pthread_attr_t attr;
+    pthread_t thread;
+    int rc;
+
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, LUA_STACK_BYTES);
+    rc = pthread_create(&thread, &attr, lua_thread, w);
+    pthread_attr_destroy(&attr);
+    if (rc)
+        return err_set(err, ERR_FATAL, "starting the lua thread: %s",
+                       strerror(rc));
+    watchdog_run(wd);
+    pthread_join(thread, NULL);
+    watchdog_free(wd);
+    return true;
+}
+
+int worker_main(int argc, char **argv)
+{
+    static struct worker worker;
+    struct worker *w = &worker;
+    struct err err;
+    int fds[4];
+
+    if (!parse_fds(argc, argv, fds)) {
+        fputs("moontide worker is started by moontide run\n", stderr);
+        return 2;
+    }
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGINT, SIG_IGN); /* the host decides; it sees the Ctrl-C, too */
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+    if (!set_up(w, fds, &err) || !run(w, &err)) {
+        log_error("worker cannot start", "err=" LOG_Q, err.msg);
+        return 1;
+    }
+    channel_close(&w->channel);
+    ev_loop_destroy(w->loop);
+    json_decref(w->config);
+    return w->exit_code;
+}

@@ -1,0 +1,99 @@
+"""Fixtures: a PostgreSQL cluster and an Apache Kafka for each xdist worker, a
+database, topics and hosts for each test."""
+
+import itertools
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT / "tools"), str(Path(__file__).resolve().parent)]
+
+from harness import Database, Host, Topics  # noqa: E402
+from servers import Kafka, Postgres  # noqa: E402
+
+numbers = itertools.count(1)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "faults: kills, cuts and floods; the slowest scenarios")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    outcome = yield
+    setattr(item, "rep_" + outcome.get_result().when, outcome.get_result())
+
+
+@pytest.fixture(scope="session")
+def scratch():
+    """A folder the user `postgres` may enter, which pytest's own is not."""
+    folder = Path(tempfile.mkdtemp(prefix="moontide-test-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres(scratch):
+    server = Postgres(scratch / "pg").init().start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka(scratch):
+    server = Kafka(scratch / "kafka").init().start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres, scratch):
+    """The name of a database with the schema, to be copied for each test."""
+    postgres.query("create database template_moontide")
+    host = Host(scratch / "migrate",
+                settings={"database": {"url": postgres.url("template_moontide")}})
+    host.cli("migrate", "up", "-c", str(host.conf))
+    return "template_moontide"
+
+
+@pytest.fixture
+def database(postgres, migrated):
+    name = f"t{next(numbers)}"
+    postgres.query(f"create database {name} template {migrated}")
+    yield Database(postgres, name)
+    postgres.query(f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def own_postgres(scratch):
+    """A cluster the test may break."""
+    server = Postgres(scratch / f"pg{next(numbers)}").init().start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def topics(kafka, request):
+    return Topics(kafka, f"t{next(numbers)}.{request.node.name.split('[')[0][:60]}")
+
+
+@pytest.fixture
+def make_host(tmp_path, request):
+    """make_host(settings=…, handlers=…, env=…): not started; ended by us."""
+    hosts = []
+
+    def make(**kwargs):
+        hosts.append(Host(tmp_path / f"host{len(hosts)}", **kwargs))
+        return hosts[-1]
+
+    yield make
+    for host in hosts:
+        host.clean_up()
+        report = getattr(request.node, "rep_call", None)
+        if report is not None and report.failed and host.log.exists():
+            sys.stderr.write(f"--- {host.log}\n{host.log.read_text(errors='replace')[-6000:]}\n")

@@ -1,0 +1,382 @@
+"""What an operator sees and does: metrics, readiness, API, commands, signals."""
+
+import json
+import os
+import re
+import signal
+from datetime import datetime
+from pathlib import Path
+
+from harness import envelope
+from scenes import (QUICK_GROUP, copy_handlers, count, four_handlers, json_lines, make_seen,
+                    recorder, wait_count, wait_gone)
+
+KEY = "00000000-0000-4000-8000-000000000001"
+
+FAILS = """
+return {
+  subscribes = { "Fails" }, start = "earliest",
+  retry = { max_attempts = 2, base = "10ms" },
+  handle = function(event, ctx)
+    if event.payload.n ~= 5 then error("cannot: " .. tostring(event.payload.n)) end
+  end,
+}
+"""
+
+
+def on_outbox(database, **more):
+    return {"database": {"url": database.url}, "outbox": {"interval": "50ms"}, **more}
+
+
+# --- a strict reader of the Prometheus text format ------------------------------
+
+NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
+LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\["\\n])*"'
+SAMPLE = re.compile(rf"^({NAME})(?:\{{({LABEL}(?:,{LABEL})*)?\}})? (\S+)$")
+
+
+def read_metrics(text):
+    """name -> (type, [(labels, value)]); every rule of the format is asserted."""
+    families, current, seen = {}, None, set()
+    assert text.endswith("\n")
+    for line in text.splitlines():
+        if line.startswith("# HELP "):
+            current = line.split(" ", 3)[2]
+            assert current not in families, f"{current} twice"
+            families[current] = [None, []]
+        elif line.startswith("# TYPE "):
+            _, _, name, kind = line.split(" ")
+            assert name == current and families[name][0] is None
+            assert kind in ("counter", "gauge", "histogram")
+            families[name][0] = kind
+        elif line:
+            match = SAMPLE.match(line)
+            assert match, f"not a sample: {line}"
+            name, labels, value = match.groups()
+            number = float(value)
+            family = next((f for f in (name, re.sub("_(bucket|sum|count)$", "", name))
+                           if f in families), None)
+            assert family == current, f"{name} stands outside its family"
+            kind = families[family][0]
+            assert kind, f"{family} has no TYPE"
+            assert (name == family) == (kind != "histogram"), line
+            assert kind != "counter" or number >= 0
+            assert (name, labels) not in seen, f"{line} twice"
+            seen.add((name, labels))
+            families[family][1].append((name, labels or "", number))
+    for name, (kind, samples) in families.items():
+        if kind == "histogram":
+            check_histogram(name, samples)
+    return families
+
+
+def check_histogram(name, samples):
+    series = {}
+    for sample, labels, value in samples:
+        bare = re.sub(r',?le="[^"]*"', "", labels).strip(",")
+        series.setdefault(bare, {}).setdefault(sample[len(name):], []).append((labels, value))
+    for bare, parts in series.items():
+        buckets = [value for _, value in parts["_bucket"]]
+        assert buckets == sorted(buckets), f"{name}{{{bare}}}: buckets fall"
+        assert 'le="+Inf"' in parts["_bucket"][-1][0]
+        assert buckets[-1] == parts["_count"][0][1] and len(parts["_sum"]) == 1
+
+
+#: Interfaces 6, as far as issue 3 has something to say about it.
+NAMES = """
+event_handler_lag_seconds event_handler_errors_total event_dispatch_latency
+event_dispatch_latency_seconds event_dispatch_failures_total event_dead_letter_total
+events_raised_total events_stored_duration_seconds
+moontide_events_received_total moontide_deliveries_total moontide_handler_duration_seconds
+moontide_handler_cpu_seconds_total moontide_handler_memory_bytes moontide_inflight
+moontide_window_events moontide_source_lag moontide_detached moontide_reloads_total
+moontide_handler_info moontide_flag moontide_outbox_gap_age_seconds
+moontide_kafka_rebalances_total moontide_kafka_connected moontide_database_connected
+moontide_settled_total moontide_dead_letters moontide_handler_state moontide_effects_total
+moontide_build_info process_cpu_seconds_total process_resident_memory_bytes
+process_virtual_memory_bytes process_open_fds process_max_fds process_start_time_seconds
+""".split()
+
+
+def test_metrics_have_their_names_and_keep_the_rules_of_the_format(database, topics, make_host):
+    """Requirements S1-60, S1-61, S1-63, S1-64, S2-34, S2-35, S2-36."""
+    topic = topics.create("events", 2)
+    host = make_host(settings=four_handlers(database, [topic], topics.bootstrap),
+                     handlers={"fails": FAILS})
+    copy_handlers(host)
+    host.start()
+    host.ask("/v1/events", "POST", {"eventType": "order.paid", "aggregateType": "Order",
+                                    "aggregateId": KEY,
+                                    "payload": {"total": "5.00", "currency": "USD"}})
+    database.publish("Fails", "Thing", KEY, {"n": 1})
+    host.cli("flags", "set", "handler:notification", "off", "--url", host.url)
+    topics.produce(topic, [("k", envelope(1), None)])
+    wait_count(host, database, 3, "event_audit_log")
+    wait_count(host, database, 1, "event_dead_letters")
+    host.wait(lambda: not missing(host), 20, "all names")
+    families = read_metrics(host.ask("/metrics").body.decode())
+    assert families["event_dispatch_latency"][0] == "histogram"
+    assert families["event_dispatch_latency_seconds"][0] == "histogram"
+    assert host.metric("event_dead_letter_total", handler="fails") == 1
+    assert host.metric("event_handler_errors_total", handler="fails", error_type="bug") == 2
+    assert host.metric("moontide_settled_total", handler="audit", how="ack") == 3
+    assert host.metric("event_handler_lag_seconds") == 0
+
+
+def missing(host):
+    families = read_metrics(host.ask("/metrics").body.decode())
+    return [name for name in NAMES if name not in families or not families[name][1]]
+
+
+def test_openmetrics_is_given_to_who_asks_for_it(database, make_host):
+    """Interfaces 6: Prometheus text and OpenMetrics."""
+    import urllib.request
+
+    host = make_host(settings=on_outbox(database), handlers={"fails": FAILS}).start()
+    request = urllib.request.Request(
+        host.url + "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        assert reply.headers["Content-Type"].startswith("application/openmetrics-text")
+        assert reply.read().decode().endswith("# EOF\n")
+
+
+STUCK = """
+local timer = require "moontide.timer"
+return { subscribes = { "Stuck" }, start = "earliest", timeout = "10m",
+  handle = function() timer.sleep("5m") end }
+"""
+
+
+def test_readiness_names_the_delivery_that_blocks(database, make_host):
+    """Requirements M9, S4-16: not ready when there is lag and no progress."""
+    host = make_host(settings=on_outbox(database, drain_timeout="1s"),
+                     handlers={"stuck": STUCK}).start()
+    assert host.ask("/readyz").status == 200
+    id = database.publish("Stuck", "Thing", KEY, {"n": 1})
+    host.wait(lambda: host.ask("/readyz").status == 503, 45, "not ready")
+    reason = host.ask("/readyz").json()["reasons"][0]
+    assert reason["handler"] == "stuck" and reason["blockingEvent"] == id
+    assert reason["lagSeconds"] >= 25 and reason["since"] and reason["why"]
+    assert host.ask("/healthz").status == 200
+    status = host.cli("status", "--url", host.url)
+    assert "stuck" in status.stdout and "not ready" in status.stdout
+
+
+def test_the_api_shows_status_settings_sources_and_handlers(database, make_host):
+    """Interfaces 5, and errors as application/problem+json."""
+    host = make_host(settings=on_outbox(database), handlers={"fails": FAILS}).start()
+    status = host.ask("/v1/status").json()
+    assert status["handlers"][0]["name"] == "fails" and status["reasons"] == []
+    settings = json.dumps(host.ask("/v1/settings").json())
+    assert "workers.count" in settings and database.url not in settings
+    assert host.ask("/v1/handlers").json()["handlers"][0]["state"] == "running"
+    assert host.ask("/v1/handlers/fails").json()["version"]
+    assert "outbox" in host.ask("/v1/sources").json()
+    for path, method, body, status in (("/v1/handlers/nobody", "GET", None, 404),
+                                       ("/nowhere", "GET", None, 404),
+                                       ("/v1/status", "DELETE", None, 405),
+                                       ("/v1/events", "POST", {"eventType": "T"}, 422),
+                                       ("/v1/dead-letters/999", "GET", None, 404)):
+        reply = host.ask(path, method, body)
+        assert reply.status == status, f"{method} {path}: {reply.status}"
+        assert reply.headers["Content-Type"].startswith("application/problem+json")
+        problem = reply.json()
+        assert problem["status"] == status and problem["detail"]
+
+
+def test_tokens_give_rights(database, make_host):
+    """Interfaces 5: bearer tokens with rights."""
+    host = make_host(settings=on_outbox(database), handlers={"fails": FAILS})
+    for name in ("viewer", "boss"):
+        (host.folder / name).write_text(f"{name}-token\n")
+    host.settings["http"]["tokens"] = [
+        {"token_file": str(host.folder / "viewer"), "rights": ["view"]},
+        {"token_file": str(host.folder / "boss"),
+         "rights": ["view", "operate", "publish", "redrive"]}]
+    host.write_conf()
+    host.start()
+    assert host.ask("/v1/status").status == 401
+    assert host.ask("/v1/status", token="wrong").status == 401
+    assert host.ask("/v1/status", token="viewer-token").status == 200
+    off = {"state": "off"}
+    assert host.ask("/v1/flags/handler:fails", "PUT", off, token="viewer-token").status == 403
+    assert host.ask("/v1/flags/handler:fails", "PUT", off, token="boss-token").status == 200
+    assert host.ask("/healthz").status == 200
+    assert host.cli("status", "--url", host.url, check=False).returncode == 4
+    assert host.cli("status", "--url", host.url, "--token", "viewer-token").returncode == 0
+
+
+def test_commands_have_json_and_exit_codes(database, make_host):
+    """Interfaces 1."""
+    host = make_host(settings=on_outbox(database), handlers={"fails": FAILS})
+    assert host.cli("check", "-c", str(host.conf)).returncode == 0
+    gone = host.cli("status", "--url", "http://127.0.0.1:1", check=False)
+    assert gone.returncode == 3 and "127.0.0.1:1" in gone.stderr
+    assert host.cli("status", env={"MOONTIDE_URL": "http://127.0.0.1:1"}, check=False).returncode == 3
+    assert host.cli("frobnicate", check=False).returncode == 2
+    assert host.cli("handlers", "frobnicate", check=False).returncode == 2
+    assert "workers.count" in host.cli("run", "--help-settings").stdout
+    assert "moontide" in host.cli("--version").stdout
+    host.start()
+    for command in (("status",), ("handlers", "list"), ("handlers", "show", "fails"),
+                    ("flags", "list"), ("dead-letters", "list")):
+        shown = host.cli(*command, "--json", "--url", host.url)
+        json.loads(shown.stdout)
+        assert host.cli(*command, "--url", host.url).returncode == 0
+    assert host.cli("handlers", "show", "nobody", "--url", host.url, check=False).returncode == 1
+    migrations = json_lines(host.cli("migrate", "status", "--json", "-c", str(host.conf)).stdout)
+    assert len(migrations) >= 5 and all(m["appliedAt"] for m in migrations)
+
+
+def test_publish_takes_json_lines_and_returns_ids(database, make_host):
+    """Interfaces 1: moontide publish."""
+    make_seen(database)
+    host = make_host(settings=on_outbox(database), handlers={"recorder": recorder()}).start()
+    lines = "\n".join(json.dumps({"eventType": "T", "aggregateType": "A", "aggregateId": KEY,
+                                  "payload": {"n": n}}) for n in range(3))
+    done = host.cli("publish", "-", "--url", host.url, input=lines)
+    ids = done.stdout.split()
+    assert len(ids) == 3
+    wait_count(host, database, 3)
+    assert [row[0] for row in database.query("select event_id from seen order by place")] == ids
+    bad = host.cli("publish", "--url", host.url, input='{"eventType": ', check=False)
+    assert bad.returncode == 4 and ":1:" in bad.stderr
+    bad = host.cli("publish", "--url", host.url, input='{"eventType": "T"}', check=False)
+    assert bad.returncode == 4 and "aggregateType" in bad.stderr
+
+
+def test_dead_letters_are_listed_shown_redriven_and_discarded(database, make_host):
+    """Requirements S1-28, S2-13, S2-37."""
+    host = make_host(settings=on_outbox(database), handlers={"fails": FAILS}).start()
+    for n in (1, 2, 3):
+        database.publish("Fails", "Thing", KEY, {"n": n}, metadata={"correlationId": f"c{n}"})
+    wait_count(host, database, 3, "event_dead_letters")
+
+    def listed(*args):
+        shown = host.cli("dead-letters", "list", *args, "--json", "--url", host.url)
+        return json.loads(shown.stdout)["deadLetters"]
+
+    letters = listed()
+    assert {letter["error"].rpartition("cannot: ")[2] for letter in letters} == {"1", "2", "3"}
+    assert len(listed("--handler", "fails")) == 3 and listed("--handler", "other") == []
+    assert len(listed("--correlation", "c2")) == 1 and len(listed("--class", "bug")) == 3
+    assert len(listed("--since", "1h")) == 3 and listed("--until", "1h") == []
+    first = sorted(letter["id"] for letter in letters)[0]
+    shown = json.loads(host.cli("dead-letters", "show", str(first), "--url", host.url).stdout)
+    assert "fails.lua" in shown["traceback"] and len(shown["history"]) == 2
+    assert shown["body"] and shown["attempts"] == 2
+    host.wait(lambda: host.metric("moontide_dead_letters", handler="fails") == 3, 20, "3 waiting")
+
+    # Repaired, then run again.
+    host.handler("fails", FAILS.replace("event.payload.n ~= 5", "event.payload.n == 3"))
+    host.wait(lambda: host.metric("moontide_reloads_total", handler="fails", result="loaded") == 2
+              or host.log_lines("handler loaded")[1:], 10, "the repaired handler")
+    dry = json.loads(host.cli("dead-letters", "redrive", "--all", "--dry-run", "--url",
+                              host.url).stdout)
+    assert dry["count"] == 3
+    assert host.cli("dead-letters", "redrive", "--url", host.url, check=False).returncode == 1
+    assert host.cli("dead-letters", "redrive", "--all", "--url", host.url).returncode == 0
+    wait_count(host, database, 2, "event_dead_letters", "state = 'redriven'", timeout=20)
+    wait_count(host, database, 2, "event_deliveries", "outcome = 'redriven'", timeout=10)
+    wait_count(host, database, 1, "event_dead_letters", "state = 'dead' and attempts >= 2")
+    left = listed()
+    assert len(left) == 1
+    assert host.cli("dead-letters", "discard", str(left[0]["id"]), "--url", host.url,
+                    check=False).returncode == 2
+    assert host.cli("dead-letters", "discard", str(left[0]["id"]), "--reason", "a test", "--url",
+                    host.url).returncode == 0
+    assert count(database, "event_dead_letters", "state = 'discarded'") == 1
+    assert listed() == []
+
+
+def test_a_dry_run_shows_effects_and_changes_nothing(database, make_host):
+    """Design 7: record mode; SQL runs for real and is rolled back."""
+    host = make_host(settings=four_handlers(database))
+    copy_handlers(host)
+    id = database.publish("order.paid", "Order", KEY, {"total": "12.50", "currency": "USD",
+                                                       "email": "ann@example.com"})
+    done = host.cli("dry-run", "analytics", "--event", id, "--json", "-c", str(host.conf))
+    run = json.loads(done.stdout)[0]
+    assert run["verdict"] == "ack" and run["event"] == id
+    assert "event_analytics_hourly" in json.dumps(run["effects"])
+    assert count(database, "event_analytics_hourly") == 0
+
+    file = host.folder / "events.json"
+    file.write_bytes(envelope(1, type="InvoiceIssued", payload={
+        "number": "I1", "email": "ann@example.com", "amount": "5.00", "currency": "USD"}))
+    done = host.cli("dry-run", "notification", "--file", str(file), "-c", str(host.conf))
+    assert "mail.send" in done.stdout and "ann@example.com" in done.stdout
+    assert count(database, "notifications") == 0
+    assert count(database, "event_inbox") == 0
+    bad = host.cli("dry-run", "nobody", "--last", "1", "-c", str(host.conf), check=False)
+    assert bad.returncode == 4 and "nobody" in bad.stderr
+
+
+def test_sigterm_drains_and_leaves_nothing_behind(database, topics, make_host):
+    """Requirement: SIGTERM drains, exit 0, no duplicates, no child left."""
+    make_seen(database)
+    topic = topics.create("events", 4)
+    settings = on_outbox(database, kafka={"brokers": topics.bootstrap, "topics": [topic],
+                                          "group_id": topics.prefix}, rdkafka=QUICK_GROUP)
+    host = make_host(settings=settings, handlers={"recorder": recorder()})
+    topics.produce(topic, [(f"k{n % 9}", envelope(n, aggregate_id=f"k{n % 9}"), None)
+                           for n in range(3000)])
+    for part in range(4):
+        host.start()
+        wait_count(host, database, 600 * part + 1)
+        workers = host.worker_pids()
+        assert workers
+        if part == 3:
+            os.kill(host.process.pid, signal.SIGINT)
+        assert host.stop() == 0
+        assert host.log_lines("drained")
+        wait_gone(workers)
+        assert count(database) == count(database, "(select distinct event_id from seen) s")
+    host.start()
+    wait_count(host, database, 3000)
+    assert host.metric("moontide_duplicates_total") == 0
+    assert count(database) == 3000
+
+
+def test_every_log_line_is_json_with_time_level_and_component(database, make_host):
+    """Design 10: JSON logs, also of the workers."""
+    host = make_host(settings=on_outbox(database, log={"level": "debug"}), handlers={"talks": """
+        local log = require "moontide.log"
+        return { subscribes = { "*" }, start = "earliest", handle = function(event, ctx)
+          log.info('a "quoted"\\nline', { n = 1, text = "x = y" }) ctx.log.warn("by ctx") end }"""})
+    host.start()
+    database.publish("T", "A", KEY, {"n": 1})
+    host.wait(lambda: host.log_lines("by ctx"), 20, "the handler's line")
+    assert host.stop() == 0
+    for line in host.log_text().splitlines():
+        entry = json.loads(line)
+        assert {"at", "level", "component", "message", "process"} <= set(entry), line
+        datetime.fromisoformat(entry["at"].replace("Z", "+00:00"))
+        assert entry["level"] in ("debug", "info", "warn", "error")
+    assert host.log_lines("by ctx")[0]["handler"] == "talks"
+
+
+def test_sighup_reads_the_configuration_again(database, make_host):
+    """Design 10: SIGHUP reloads; a broken file changes nothing."""
+    make_seen(database)
+    host = make_host(settings=on_outbox(database), handlers={"recorder": recorder()}).start()
+    host.settings["flags"] = {"handler:recorder": "off"}
+    host.write_conf()
+    host.process.send_signal(signal.SIGHUP)
+    host.wait(lambda: host.metric("moontide_flag", name="handler:recorder") == 0, 10, "off by file")
+    database.publish("T", "A", KEY, {"n": 1})
+    host.conf.write_text("return { nonsense = 1 }")
+    host.process.send_signal(signal.SIGHUP)
+    host.wait(lambda: host.log_lines("configuration refused, the former one goes on"), 10, "refused")
+    assert count(database) == 0
+    host.settings["flags"] = {}
+    host.write_conf()
+    host.process.send_signal(signal.SIGHUP)
+    wait_count(host, database, 1)
+
+
+def test_the_installed_binary_runs_from_anywhere(database, make_host, tmp_path):
+    """Interfaces 1: runs from any directory out of the build tree."""
+    host = make_host(settings=on_outbox(database), handlers={"fails": FAILS})
+    assert Path(host.folder) != Path.cwd()
+    assert host.cli("check", "-c", "moontide.lua").returncode == 0

@@ -1,0 +1,230 @@
+"""The outbox: many writers, rollbacks, late commits, kills, tables of others."""
+
+import json
+import random
+import threading
+import time
+from collections import defaultdict
+
+import psycopg2
+from harness import SLOWER
+from scenes import (assert_once_and_in_order, batch_recorder, count, make_rng, make_seen, recorder,
+                    sized, wait_count)
+
+WRITERS = 16
+AGGREGATES = 200
+
+
+class Writers:
+    """16 connections that publish; what each committed is written down here.
+
+    Within an aggregate numbers rise in the order of commits: a lock per
+    aggregate is held over publish_event() and COMMIT, as an application holds a
+    row lock of its own.
+    """
+
+    def __init__(self, database, total, seed):
+        self.database, self.total, self.seed = database, total, seed
+        self.locks = [threading.Lock() for _ in range(AGGREGATES)]
+        self.next = defaultdict(int)
+        self.committed, self.faults = {}, []
+        self.guard = threading.Lock()
+        self.threads = [threading.Thread(target=self.run, args=(i,), daemon=True)
+                        for i in range(WRITERS)]
+
+    def start(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def join(self):
+        for thread in self.threads:
+            thread.join(300)
+            assert not thread.is_alive(), "a writer hangs"
+        assert not self.faults, self.faults[:2]
+        return self.committed
+
+    def run(self, index):
+        try:
+            connection = self.database.connect()
+            rng = random.Random(f"{self.seed}/{index}")
+            done = 0
+            while done < self.total // WRITERS:
+                done += self.transaction(connection, rng)
+            connection.close()
+        except psycopg2.Error as fault:
+            self.faults.append(repr(fault))
+
+    def transaction(self, connection, rng):
+        """1 to 5 events of some aggregates, one in ten rolled back, one in ten late."""
+        chosen = sorted(rng.sample(range(AGGREGATES), rng.randrange(1, 4)))
+        rolled_back = rng.random() < 0.1
+        late = rng.random() < 0.1
+        for number in chosen:
+            self.locks[number].acquire()
+        try:
+            written = {}
+            with connection.cursor() as cursor:
+                for number in chosen:
+                    key = f"00000000-0000-4000-8000-{number:012d}"
+                    n = self.next[number]
+                    cursor.execute("select publish_event('Changed', 'Thing', %s, %s)",
+                                   (key, json.dumps({"n": n})))
+                    written[cursor.fetchone()[0]] = (key, n)
+                if late:  # others overtake in the meantime: the reader sees a gap
+                    cursor.execute("select pg_sleep(%s)", (rng.random() * 0.05,))
+            if rolled_back:
+                connection.rollback()
+                return 0
+            connection.commit()
+            for number in chosen:
+                self.next[number] += 1
+            with self.guard:
+                self.committed.update(written)
+            return len(written)
+        finally:
+            for number in chosen:
+                self.locks[number].release()
+
+
+def on_outbox(database, **more):
+    return {"database": {"url": database.url}, **more}
+
+
+def test_nothing_is_lost_doubled_or_inverted_while_writers_roll_back_and_commit_late(
+        database, make_host):
+    """Issue 3, done 3; requirements S2-06, S2-40, M5."""
+    rng, number = make_rng("outbox"), sized(10_000, 100_000)
+    make_seen(database)
+    host = make_host(settings=on_outbox(database),
+                     handlers={"single": recorder(), "bulk": batch_recorder()}).start()
+    # Somebody holds a transaction open with a number taken, and does not commit.
+    holder = database.connect()
+    with holder.cursor() as cursor:
+        cursor.execute("select publish_event('Changed', 'Thing', %s, %s)",
+                       ("99999999-0000-4000-8000-000000000000", '{"n": 0}'))
+        held = cursor.fetchone()[0]
+    writers = Writers(database, number, rng.random()).start()
+    for at in sorted(rng.sample(range(number // 20, number), 2)):
+        wait_count(host, database, at, where="handler = 'bulk'", timeout=120 * SLOWER)
+        host.kill()
+        host.start()
+    committed = writers.join()
+
+    # No stall: all of it arrives although the gap of the holder stays open.
+    wait_count(host, database, 2 * len(committed), timeout=120 * SLOWER)
+    assert not database.query("select from seen where event_id = %s", (held,))
+    host.wait(lambda: host.metric("moontide_outbox_gap_age_seconds") > 0, 15, "the gap is shown")
+    status = host.ask("/v1/sources").json()["outbox"]
+    assert str(holder.get_backend_pid()) in json.dumps(status), status
+    holder.commit()
+    committed[held] = ("99999999-0000-4000-8000-000000000000", 0)
+    wait_count(host, database, 2 * len(committed))
+    host.wait(lambda: host.metric("moontide_outbox_gap_age_seconds") == 0, 15, "gap closed")
+    for handler in ("single", "bulk"):
+        assert_once_and_in_order(database, handler, committed)
+    assert host.stop() == 0
+
+
+def test_a_committed_event_is_handled_soon_after_the_commit(database, make_host):
+    """Adaptive polling: an idle outbox is looked at every outbox.interval."""
+    make_seen(database)
+    host = make_host(settings=on_outbox(database, outbox={"interval": "100ms"}),
+                     handlers={"recorder": recorder()}).start()
+    for n in range(5):
+        database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": n})
+        started = time.monotonic()
+        wait_count(host, database, n + 1, timeout=10)
+        print(f"event {n}: {1000 * (time.monotonic() - started):.0f} ms")
+    assert [row[0] for row in database.query("select n from seen order by place")] == [0, 1, 2, 3, 4]
+
+
+CAMEL = """
+    create table "OutboxEvent" (
+        id uuid primary key default gen_random_uuid(), "eventType" text not null,
+        "aggregateType" text not null, "aggregateId" text not null, payload jsonb not null,
+        metadata jsonb, "occurredAt" timestamptz not null default now(),
+        "createdAt" timestamptz not null default now())"""
+
+DEBEZIUM = """
+    create table outboxevent (
+        id uuid primary key default gen_random_uuid(), aggregatetype varchar(255) not null,
+        aggregateid varchar(255) not null, type varchar(255) not null, payload jsonb)"""
+
+
+def adopted(database, make_host, table, preset, create, insert):
+    """A table that was there before moontide: old rows first, then new ones."""
+    make_seen(database)
+    database.query(create)
+    database.query(insert, ("k", json.dumps({"n": 0})))
+    database.query(insert, ("k", json.dumps({"n": 1})))
+    host = make_host(settings=on_outbox(database, outbox={
+        "table": table, "columns": preset, "enabled": "on", "interval": "50ms"}),
+        handlers={"recorder": recorder()})
+    host.start()
+    host.wait(lambda: "run moontide migrate" in host.log_text(), 20, "the missing columns are said")
+    host.stop()
+    host.cli("migrate", "adopt", table, "--preset", preset, "-c", str(host.conf))
+    host.start()
+    wait_count(host, database, 2)
+    database.query(insert, ("k", json.dumps({"n": 2})))
+    wait_count(host, database, 3)
+    assert database.query("select key, n from seen order by place") == [("k", 0), ("k", 1), ("k", 2)]
+    assert host.stop() == 0
+
+
+def test_a_table_with_camel_case_columns_is_adopted(database, make_host):
+    """Requirement C4: column preset camel."""
+    adopted(database, make_host, '"OutboxEvent"', "camel", CAMEL, """
+        insert into "OutboxEvent" ("eventType", "aggregateType", "aggregateId", payload)
+        values ('OrderPaid', 'Order', %s, %s)""")
+
+
+def test_a_table_of_debezium_is_adopted(database, make_host):
+    """Requirement C4: column preset debezium."""
+    adopted(database, make_host, "outboxevent", "debezium", DEBEZIUM, """
+        insert into outboxevent (type, aggregatetype, aggregateid, payload)
+        values ('OrderPaid', 'Order', %s, %s)""")
+
+
+def test_a_sequence_with_a_cache_is_refused_because_it_would_lose_events(database, make_host):
+    """Design 13.3: the cursor's conditions are checked, not assumed."""
+    database.query("alter sequence domain_events_seq cache 20")
+    make_seen(database)
+    host = make_host(settings=on_outbox(database), handlers={"recorder": recorder()}).start()
+    host.wait(lambda: "cache 1" in host.log_text(), 20, "the reason is said")
+    database.query("alter sequence domain_events_seq cache 1")
+    database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": 0})
+    wait_count(host, database, 1)
+
+
+def test_postgresql_restarted_meanwhile_loses_and_doubles_nothing(own_postgres, make_host):
+    """The database goes and comes back while events are handled."""
+    own_postgres.query("create database shop")
+    url = own_postgres.url("shop")
+    host = make_host(settings={"database": {"url": url}}, handlers={"recorder": recorder()})
+    host.cli("migrate", "up", "-c", str(host.conf))
+
+    class Shop:
+        def query(self, sql, args=None):
+            return own_postgres.query(sql, args, "shop")
+
+        def value(self, sql, args=None):
+            return self.query(sql, args)[0][0]
+
+    shop = Shop()
+    make_seen(shop)
+    host.start()
+    publish = """select publish_event('Changed', 'Thing', '00000000-0000-4000-8000-000000000001',
+                 jsonb_build_object('n', n)) from generate_series(%s::int, %s::int) n"""
+    shop.query(publish, (0, 1999))
+    wait_count(host, shop, 100)
+    own_postgres.stop()
+    host.wait(lambda: host.metric("moontide_database_connected", name="main") == 0, 20, "missed")
+    assert host.ask("/readyz").status == 503
+    own_postgres.start()
+    shop.query(publish, (2000, 2099))
+    wait_count(host, shop, 2100, timeout=60)
+    assert [row[0] for row in shop.query("select n from seen order by place")] == list(range(2100))
+    assert count(shop, "event_dead_letters") == 0
+    assert host.stop() == 0

@@ -1,0 +1,222 @@
+"""Handlers changed while they run."""
+
+import os
+import shutil
+import threading
+
+from scenes import (assert_once_and_in_order, count, make_rng, make_seen, recorder, sized,
+                    wait_count)
+from servers import ROOT, wait_for
+
+KEYS = 50
+
+
+class Stream(threading.Thread):
+    """Publishes n = 0, 1, 2 … on KEYS aggregates until it is told to end."""
+
+    def __init__(self, database, batch=20):
+        super().__init__(daemon=True)
+        self.database, self.batch = database, batch
+        self.ended, self.written = threading.Event(), {}
+
+    def run(self):
+        connection = self.database.connect(autocommit=True)
+        number = 0
+        with connection.cursor() as cursor:
+            while not self.ended.is_set():
+                cursor.execute("""
+                    select publish_event('Changed', 'Thing',
+                        ('00000000-0000-4000-8000-' || lpad((i %% %s)::text, 12, '0')),
+                        jsonb_build_object('n', i / %s)), i
+                    from generate_series(%s::int, %s::int) i""",
+                               (KEYS, KEYS, number, number + self.batch - 1))
+                for id, i in cursor.fetchall():
+                    self.written[id] = (f"00000000-0000-4000-8000-{i % KEYS:012d}", i // KEYS)
+                number += self.batch
+                self.ended.wait(0.02)  # the pace of the producer, not a wait for anything
+        connection.close()
+
+    def end(self):
+        self.ended.set()
+        self.join(30)
+        return self.written
+
+
+def version_of(host, name):
+    reply = host.ask(f"/v1/handlers/{name}")
+    return reply.json() if reply and reply.status == 200 else {}
+
+
+def on_outbox(database, **more):
+    return {"database": {"url": database.url}, "outbox": {"interval": "50ms"}, **more}
+
+
+def test_many_reloads_under_load_lose_double_and_reorder_nothing(database, make_host):
+    """Issue 3, done 5; design 8."""
+    rng, number = make_rng("reload"), sized(60, 200)
+    make_seen(database)
+    host = make_host(settings=on_outbox(database),
+                     handlers={"recorder": recorder(version="0")}).start()
+    stream = Stream(database)
+    stream.start()
+    for n in range(1, number + 1):
+        host.handler("recorder", recorder(version=str(n)))
+        if rng.random() < 0.8:  # else: saved again before anybody saw it
+            host.wait(lambda: host.metric("moontide_reloads_total", handler="recorder",
+                                          result="loaded") and count(
+                database, where=f"version = '{n}'") > 0, 20, f"version {n} at work")
+    host.wait(lambda: count(database, where=f"version = '{number}'") > 0, 20, "the last version")
+    written = stream.end()
+    wait_count(host, database, len(written))
+    assert_once_and_in_order(database, "recorder", written)
+    assert count(database, "event_dead_letters") == 0
+    # Once a version has handled something, none before it handles anything later.
+    inverted = database.value("""
+        select count(*) from (select version::int v, lag(version::int) over (order by key, place) b,
+        key, lag(key) over (order by key, place) k from seen) t where k = key and v < b""")
+    assert inverted == 0
+    assert host.stop() == 0
+
+
+def test_a_save_is_live_and_a_broken_file_never_takes_effect(database, make_host):
+    """Issue 3, done 5: refused with file and line in log, metric and status."""
+    make_seen(database)
+    host = make_host(settings=on_outbox(database),
+                     handlers={"recorder": recorder(version="1")}).start()
+    publish_and_wait(host, database, 0, "1")
+    running = version_of(host, "recorder")["version"]
+
+    host.handler("recorder", recorder(version="2"))
+    host.wait(lambda: version_of(host, "recorder")["version"] != running, 5, "the save is live")
+    publish_and_wait(host, database, 1, "2")
+    running = version_of(host, "recorder")["version"]
+
+    for text, says in (("return {\n  oops(\n", "recorder.lua:2"),
+                       ("return {\n  subscribes = { 7 },\n  handle = function() end }", "recorder.lua"),
+                       ("while true do end", "recorder.lua"),
+                       ("error('not today')", "recorder.lua:1"),
+                       ("return { subscribes = { '*' }, handel = function() end }", "handel")):
+        before = host.metric("moontide_reloads_total", handler="recorder", result="refused")
+        host.handler("recorder", text)
+        host.wait(lambda: host.metric("moontide_reloads_total", handler="recorder",
+                                      result="refused") == before + 1, 10, f"refused: {text}")
+        now = version_of(host, "recorder")
+        assert now["version"] == running, "a broken file took effect"
+        assert says in now["refused"], now["refused"]
+        assert [line for line in host.log_lines("handler refused") if says in line["err"]]
+    publish_and_wait(host, database, 2, "2")
+
+    host.handler("recorder", recorder(version="3"))
+    host.wait(lambda: version_of(host, "recorder")["version"] != running, 5, "the repaired file")
+    assert "refused" not in version_of(host, "recorder")
+    publish_and_wait(host, database, 3, "3")
+
+
+def publish_and_wait(host, database, n, version):
+    database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": n})
+    wait_count(host, database, 1, where=f"n = {n} and version = '{version}'", timeout=15)
+
+
+def test_new_removed_and_returning_files_are_noticed(database, make_host):
+    """Design 8: new and removed files; a removed handler keeps its position."""
+    make_seen(database)
+    host = make_host(settings=on_outbox(database), handlers={"first": recorder()}).start()
+    database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": 0})
+    wait_count(host, database, 1)
+
+    path = host.handler("second", recorder(version="1"))  # start = "earliest": from the beginning
+    wait_count(host, database, 1, where="handler = 'second'")
+    path.unlink()
+    host.wait(lambda: host.log_lines("handler removed"), 10, "the removal is said")
+    for n in (1, 2, 3):
+        database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": n})
+    wait_count(host, database, 4, where="handler = 'first'")
+    assert count(database, where="handler = 'second'") == 1
+
+    host.handler("second", recorder(version="2"))
+    wait_count(host, database, 4, where="handler = 'second'")
+    assert [row[0] for row in database.query(
+        "select n from seen where handler = 'second' order by place")] == [0, 1, 2, 3]
+    assert [row[0] for row in database.query(
+        "select n from seen where handler = 'first' order by place")] == [0, 1, 2, 3]
+
+
+def test_a_swapped_symbolic_link_is_a_reload(database, make_host):
+    """Design 8: symlink swaps of mounted configuration (Kubernetes ..data)."""
+    make_seen(database)
+    host = make_host(settings=on_outbox(database))
+    for version in ("1", "2"):
+        folder = host.folder / f"v{version}"
+        folder.mkdir()
+        (folder / "recorder.lua").write_text(recorder(version=version))
+    mounted = host.folder / "mounted"
+    mounted.symlink_to("v1")
+    host.settings["handlers"]["path"] = str(mounted)
+    host.write_conf()
+    host.start()
+    publish_and_wait(host, database, 0, "1")
+    fresh = host.folder / ".mounted.new"
+    fresh.symlink_to("v2")
+    os.replace(fresh, mounted)
+    before = version_of(host, "recorder")["version"]
+    host.wait(lambda: version_of(host, "recorder")["version"] != before
+              or count(database, where="version = '2'"), 10, "the swap is seen")
+    publish_and_wait(host, database, 1, "2")
+
+
+USES_MODULE = """
+local words = require "words"
+local template = require "moontide.template"
+local greeting = template.load("greeting.hbs")
+return {
+  subscribes = { "*" }, start = "earliest", transaction = true,
+  handle = function(event, ctx)
+    ctx.tx:exec("INSERT INTO seen (event_id, n, version) VALUES ($1, $2, $3)",
+      event.id, event.payload.n, words.word .. greeting:render({ name = "moon" }))
+  end,
+}
+"""
+
+
+def test_a_changed_module_or_template_is_a_new_version_of_who_uses_it(database, make_host):
+    """Design 8: lua/ modules they require, and templates."""
+    make_seen(database)
+    host = make_host(settings=on_outbox(database), handlers={"other": recorder('"Nothing"')})
+    for folder in ("lua", "templates"):
+        (host.folder / folder).mkdir()
+    host.settings["handlers"]["lua"] = str(host.folder / "lua")
+    host.settings["templates"] = {"path": str(host.folder / "templates")}
+    host.write_conf()
+    (host.folder / "lua/words.lua").write_text('return { word = "hello " }')
+    (host.folder / "templates/greeting.hbs").write_text("{{name}}")
+    host.handler("user", USES_MODULE)
+    host.start()
+    publish_and_wait(host, database, 0, "hello moon")
+
+    other = version_of(host, "other")["version"]
+    before = version_of(host, "user")["version"]
+    (host.folder / "lua/words.lua").write_text('return { word = "good night " }')
+    host.wait(lambda: version_of(host, "user")["version"] != before, 10, "the module's change")
+    publish_and_wait(host, database, 1, "good night moon")
+
+    before = version_of(host, "user")["version"]
+    (host.folder / "templates/greeting.hbs").write_text("{{name}}!")
+    host.wait(lambda: version_of(host, "user")["version"] != before, 10, "the template's change")
+    publish_and_wait(host, database, 2, "good night moon!")
+    assert version_of(host, "other")["version"] == other
+
+
+def test_the_projects_own_handlers_can_be_edited_in_place(database, make_host, tmp_path):
+    """An editor that writes into the file, and a reload asked for by hand."""
+    host = make_host(settings=on_outbox(
+        database, templates={"path": str(ROOT / "templates")}, reload={"watch": False}))
+    for file in ("audit", "analytics"):
+        shutil.copy(ROOT / "handlers" / f"{file}.lua", host.handlers / f"{file}.lua")
+    host.start()
+    before = version_of(host, "audit")["version"]
+    with open(host.handlers / "audit.lua", "a") as file:
+        file.write("-- edited\n")
+    assert host.cli("handlers", "reload", "audit", "--url", host.url).returncode == 0
+    host.wait(lambda: version_of(host, "audit")["version"] != before, 10, "the reload")
+    database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": 1})
+    wait_for(lambda: count(database, "event_audit_log") == 1, 10, "the audit row")

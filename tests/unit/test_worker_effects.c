@@ -1,0 +1,548 @@
+/*
+ * db, http and mail as a handler uses them, in a real VM. What needs a server
+ * of SQL runs when MOONTIDE_TEST_PG names one (tests/integration does); HTTP and
+ * SMTP are answered by a thread of this program.
+ */
+#include "worker_harness.h"
+
+#include "base/log.h"
+#include "pg/migrate.h"
+#include "pg/pg_sync.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define SCHEMA "mt_test_effects"
+
+/* --- a server that says what it is told ----------------------------------- */
+
+struct server {
+    int fd, port;
+    pthread_t thread;
+    const char *const *answers; /* one for each line it waits for, NULL ends */
+    bool speaks_first;
+    char heard[65536];
+};
+
+static void hear(struct server *s, int fd, const char *end)
+{
+    size_t len = strlen(s->heard), from = len;
+
+    while (!strstr(s->heard + from, end) && len < sizeof(s->heard) - 1) {
+        ssize_t n = read(fd, s->heard + len, sizeof(s->heard) - 1 - len);
+
+        if (n <= 0)
+            return;
+        len += (size_t)n;
+        s->heard[len] = '\0';
+    }
+}
+
+static void *serve(void *arg)
+{
+    struct server *s = arg;
+    int fd = accept(s->fd, NULL, NULL);
+
+    for (const char *const *a = s->answers; *a && fd >= 0; a++) {
+        const char *end = strncmp(*a, "250 taken", 9) == 0 ? "\r\n.\r\n" : "\n";
+
+        if (!s->speaks_first)
+            end = "\r\n\r\n";
+        if (!s->speaks_first || a > s->answers)
+            hear(s, fd, end);
+        if (write(fd, *a, strlen(*a)) < 0)
+            break;
+    }
+    if (fd >= 0)
+        close(fd);
+    return NULL;
+}
+
+static void server_start(struct server *s, const char *const *answers,
+                         bool speaks_first)
+{
+    struct sockaddr_in at = {.sin_family = AF_INET};
+    socklen_t len = sizeof(at);
+
+    memset(s, 0, sizeof(*s));
+    s->answers = answers;
+    s->speaks_first = speaks_first;
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    s->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(s->fd, (struct sockaddr *)&at, len), 0);
+    assert_int_equal(listen(s->fd, 4), 0);
+    getsockname(s->fd, (struct sockaddr *)&at, &len);
+    s->port = ntohs(at.sin_port);
+    assert_int_equal(pthread_create(&s->thread, NULL, serve, s), 0);
+}
+
+static void server_stop(struct server *s)
+{
+    shutdown(s->fd, SHUT_RDWR);
+    pthread_join(s->thread, NULL);
+    close(s->fd);
+}
+
+/* --- one delivery with settings ------------------------------------------- */
+
+static void set(struct harness *h, const char *name, const char *value)
+{
+    json_object_set_new(h->rt.settings, name, json_string(value));
+}
+
+static struct seen run(const char *body, const char *decl, const char *mail_url)
+{
+    char *source = xasprintf("local db, http, mail, events = require"
+                             " 'moontide.db', require 'moontide.http', require"
+                             " 'moontide.mail', require 'moontide.events'\n"
+                             "return { handle = function(event, ctx) %s end }",
+                             body);
+    const char *url = getenv("MOONTIDE_TEST_PG");
+    struct harness h;
+    struct seen seen;
+
+    harness_init(&h, source, decl);
+    if (!h.is_loaded)
+        fail_msg("%s", h.load_error);
+    if (url)
+        set(&h, "database.url", url);
+    set(&h, "database.schema", SCHEMA);
+    set(&h, "mail.from", "Moon Tide <tide@example.com>");
+    if (mail_url)
+        set(&h, "mail.url", mail_url);
+    harness_offer(&h, 1, 1, 0, "{\"a\":1}");
+    harness_wait(&h, 1);
+    seen = h.seen[0];
+    harness_fini(&h);
+    free(source);
+    return seen;
+}
+
+static void assert_ack(struct seen seen)
+{
+    if (seen.verdict != VERDICT_ACK)
+        fail_msg("%s: %s %s", verdict_name(seen.verdict), seen.reason,
+                 seen.traceback);
+}
+
+/* --- http and mail -------------------------------------------------------- */
+
+static void http_carries_body_headers_and_a_key(void **state)
+{
+    static const char *const answers[] = {
+        "HTTP/1.1 201 Created\r\nX-One: a\r\nX-One: b\r\n"
+        "Content-Length: 10\r\n\r\n{\"ok\":123}",
+        NULL};
+    struct server s;
+    char *body, *decl;
+
+    (void)state;
+    server_start(&s, answers, false);
+    body = xasprintf(
+        "local res, err = http.post('http://127.0.0.1:%d/hook', { json = { x ="
+        " 'y' }, headers = { ['X-A'] = 'b' } })\n"
+        "assert(res, tostring(err)) assert(res.status == 201)\n"
+        "assert(res.headers['x-one'] == 'a, b')\n"
+        "assert(res:json().ok == 123)",
+        s.port);
+    decl =
+        xasprintf("{\"allow\":{\"http\":[\"http://127.0.0.1:%d/\"]}}", s.port);
+    assert_ack(run(body, decl, NULL));
+    server_stop(&s);
+    assert_non_null(strstr(s.heard, "POST /hook HTTP/1.1"));
+    assert_non_null(strstr(s.heard, "X-A: b"));
+    assert_non_null(strstr(s.heard, "Idempotency-Key: e-1:probe:"));
+    assert_non_null(strstr(s.heard, "Content-Type: application/json"));
+    free(body);
+    free(decl);
+}
+
+static void http_asks_only_what_is_allowed(void **state)
+{
+    (void)state;
+    assert_ack(run("local res, err = http.get('http://127.0.0.1:9/x')\n"
+                   "assert(res == nil and err.class == 'permanent')\n"
+                   "assert(err.code == 'not_allowed', err.code)",
+                   "{}", NULL));
+}
+
+static void http_that_gets_no_answer_is_transient(void **state)
+{
+    (void)state;
+    assert_ack(run("local res, err = http.get('http://127.0.0.1:9/x')\n"
+                   "assert(res == nil and err.class == 'transient')\n"
+                   "assert(err.code == 'connect', err.code)",
+                   "{\"allow\":{\"http\":[\"http://127.0.0.1:9/\"]}}", NULL));
+}
+
+static void mail_reaches_the_server(void **state)
+{
+    static const char *const answers[] = {
+        "220 hello\r\n", "250 here\r\n", "250 sender\r\n",
+        "250 rcpt\r\n",  "250 rcpt\r\n", "354 go on\r\n",
+        "250 taken\r\n", "221 bye\r\n",  NULL};
+    struct server s;
+    char *url;
+
+    (void)state;
+    server_start(&s, answers, true);
+    url = xasprintf("smtp://127.0.0.1:%d", s.port);
+    assert_ack(run("local ok, err = mail.send { to = { 'Ann <ann@example.com>',"
+                   " 'bob@example.com' }, subject = 'Grüße', text ="
+                   " 'one\\ntwo', html = '<b>one</b>' }\n"
+                   "assert(ok, tostring(err))",
+                   "{\"allow\":{\"mail\":true}}", url));
+    server_stop(&s);
+    assert_non_null(strstr(s.heard, "MAIL FROM:<tide@example.com>"));
+    assert_non_null(strstr(s.heard, "RCPT TO:<bob@example.com>"));
+    assert_non_null(strstr(s.heard, "Subject: =?UTF-8?B?R3LDvMOfZQ==?="));
+    assert_non_null(strstr(s.heard, "Message-ID: <"));
+    assert_non_null(strstr(s.heard, "one\r\ntwo"));
+    free(url);
+}
+
+static void mail_that_is_refused_says_so(void **state)
+{
+    static const char *const answers[] = {"220 hello\r\n",  "250 here\r\n",
+                                          "250 sender\r\n", "550 who\r\n",
+                                          "221 bye\r\n",    NULL};
+    struct server s;
+    char *url;
+
+    (void)state;
+    server_start(&s, answers, true);
+    url = xasprintf("smtp://127.0.0.1:%d", s.port);
+    assert_ack(run("local ok, err = mail.send { to = 'x@example.com', subject ="
+                   " 's', text = 't' }\n"
+                   "assert(not ok and err.class == 'permanent')\n"
+                   "assert(err.code == '550', err.code)",
+                   "{\"allow\":{\"mail\":true}}", url));
+    server_stop(&s);
+    free(url);
+}
+
+static void headers_cannot_be_smuggled(void **state)
+{
+    (void)state;
+    assert_ack(run("local ok, err = mail.send { to = 'a@b.c', subject ="
+                   " 'x\\r\\nBcc: e@f.g', text = 't' }\n"
+                   "assert(not ok and err.code == 'bad_message')\n"
+                   "ok, err = http.get('http://127.0.0.1:9/', { headers = { a ="
+                   " 'b\\nc: d' } })\n"
+                   "assert(not ok and err.code == 'bad_header')",
+                   "{\"allow\":{\"mail\":true,"
+                   "\"http\":[\"http://127.0.0.1:9/\"]}}",
+                   NULL));
+}
+
+static void what_is_not_granted_is_a_misuse(void **state)
+{
+    struct seen seen;
+
+    (void)state;
+    seen = run("mail.send { to = 'a@b.c', subject = 's', text = 't' }", "{}",
+               NULL);
+    assert_int_equal(seen.verdict, VERDICT_RETRY);
+    assert_int_equal(seen.class, CLASS_BUG);
+    assert_non_null(strstr(seen.reason, "mail.send needs allow"));
+    seen = run_body("require('moontide.db').query('SELECT 1')", "{}");
+    assert_non_null(strstr(seen.reason, "db.query needs allow"));
+}
+
+/* --- with a server of SQL ------------------------------------------------- */
+
+#define DB "{\"allow\":{\"db\":true}}"
+
+static void sql(const char *text)
+{
+    struct err err;
+    struct pg_sync *db = pg_sync_connect(getenv("MOONTIDE_TEST_PG"), &err);
+
+    if (!db || !pg_sync_script(db, "SET search_path = " SCHEMA, &err) ||
+        !pg_sync_script(db, text, &err))
+        fail_msg("%s", err.msg);
+    pg_sync_close(db);
+}
+
+static int asked(const char *text)
+{
+    struct err err;
+    struct pg_sync *db = pg_sync_connect(getenv("MOONTIDE_TEST_PG"), &err);
+    const struct pg_result *res = NULL;
+    int n;
+
+    if (pg_sync_script(db, "SET search_path = " SCHEMA, &err))
+        res = pg_sync_exec(db, text, 0, NULL, &err);
+    if (!res)
+        fail_msg("%s", err.msg);
+    n = atoi(pg_result_value(res, 0, 0));
+    pg_result_unref(res);
+    pg_sync_close(db);
+    return n;
+}
+
+static int make_schema(void **state)
+{
+    struct migrate_options opts = {.url = getenv("MOONTIDE_TEST_PG"),
+                                   .dir = "migrations",
+                                   .schema = SCHEMA};
+    struct err err;
+
+    (void)state;
+    sql("DROP SCHEMA IF EXISTS " SCHEMA " CASCADE");
+    if (!migrate_up(&opts, NULL, NULL, &err))
+        fail_msg("%s", err.msg);
+    sql("CREATE TABLE t (a int PRIMARY KEY, b text, c jsonb)");
+    return 0;
+}
+
+static int drop_schema(void **state)
+{
+    (void)state;
+    sql("DROP SCHEMA " SCHEMA " CASCADE");
+    return 0;
+}
+
+static void values_go_there_and_come_back(void **state)
+{
+    (void)state;
+    assert_ack(run(
+        "local big = require('moontide.json').decode('[9007199254740993]')[1]\n"
+        "local rows, err = db.query([[SELECT $1::bigint AS big, $2::text AS"
+        " nothing, $3::bool AS yes, $4::jsonb AS j, $5::int[] AS list,"
+        " 1.50::numeric AS num, '2026-01-02 03:04:05+00'::timestamptz AS at]],"
+        " big, nil, true, { k = { 1, 2 } }, db.array({ 3, 4 }))\n"
+        "assert(rows, tostring(err)) local r = rows[1]\n"
+        "assert(r.big == big and tostring(r.big) == '9007199254740993')\n"
+        "assert(r.nothing == nil and r.yes == true)\n"
+        "assert(r.j.k[2] == 2 and r.list[2] == 4 and r.num == '1.50')\n"
+        "assert(r.at == '2026-01-02T03:04:05.000000Z', r.at)",
+        DB, NULL));
+}
+
+static void a_failed_statement_is_an_error_with_its_code(void **state)
+{
+    (void)state;
+    assert_ack(run("local rows, err = db.query('SELECT nothing')\n"
+                   "assert(rows == nil and err.code == '42703')\n"
+                   "assert(err.class == 'permanent')",
+                   DB, NULL));
+}
+
+static void copy_takes_rows_with_holes(void **state)
+{
+    (void)state;
+    sql("TRUNCATE t");
+    assert_ack(run("local n, err = db.copy('t', { 'a', 'b', 'c' }, { { 1,"
+                   " 'x\\ty\\\\', { k = 1 } }, { 2, nil, nil } })\n"
+                   "assert(n == 2, tostring(err))\n"
+                   "local r = db.query('SELECT * FROM t ORDER BY a')\n"
+                   "assert(r[1].b == 'x\\ty\\\\' and r[1].c.k == 1)\n"
+                   "assert(r[2].b == nil)",
+                   DB, NULL));
+}
+
+static void a_transaction_of_its_own_commits_or_does_not(void **state)
+{
+    (void)state;
+    sql("TRUNCATE t");
+    assert_ack(run(
+        "assert(db.transaction(function(tx) tx:exec('INSERT INTO t VALUES (1)')"
+        " end))\n"
+        "local r, err = db.transaction(function(tx) tx:exec('INSERT INTO t"
+        " VALUES (2)') tx:exec('bad') return 1 end)\n"
+        "assert(r == nil and err.code == '42601')\n"
+        "assert(not pcall(db.transaction, function(tx) tx:exec('INSERT INTO t"
+        " VALUES (3)') error('x') end))\n"
+        "local r, err = db.transaction(function(tx) tx:exec('INSERT INTO t"
+        " VALUES (4)') return nil, 'no' end)\n"
+        "assert(r == nil and err == 'no')",
+        DB, NULL));
+    assert_int_equal(asked("SELECT count(*) FROM t"), 1);
+}
+
+#define TX "{\"transaction\":true}"
+
+static void a_delivery_commits_with_its_inbox_row(void **state)
+{
+    (void)state;
+    sql("TRUNCATE t, event_inbox");
+    assert_ack(run("ctx.tx:exec('INSERT INTO t VALUES (1)')", TX, NULL));
+    assert_int_equal(asked("SELECT count(*) FROM t"), 1);
+    assert_int_equal(asked("SELECT count(*) FROM event_inbox WHERE handler ="
+                           " 'probe' AND event_id = 'e-1'"),
+                     1);
+    /* Delivered again: acked, not run. */
+    assert_ack(run("ctx.tx:exec('INSERT INTO t VALUES (1)')", TX, NULL));
+    assert_int_equal(asked("SELECT count(*) FROM t"), 1);
+}
+
+static void what_is_no_ack_rolls_back(void **state)
+{
+    struct seen seen;
+
+    (void)state;
+    sql("TRUNCATE t, event_inbox");
+    seen = run("ctx.tx:exec('INSERT INTO t VALUES (1)') return ctx.dead('no')",
+               TX, NULL);
+    assert_int_equal(seen.verdict, VERDICT_DEAD);
+    seen =
+        run("ctx.tx:exec('INSERT INTO t VALUES (1)') error('boom')", TX, NULL);
+    assert_int_equal(seen.verdict, VERDICT_RETRY);
+    seen = run("ctx.tx:exec('INSERT INTO t VALUES (1)') ctx.tx:exec('bad')", TX,
+               NULL);
+    assert_int_equal(seen.verdict, VERDICT_RETRY);
+    assert_string_equal(seen.code, "42601");
+    assert_int_equal(asked("SELECT count(*) FROM t"), 0);
+    assert_int_equal(asked("SELECT count(*) FROM event_inbox"), 0);
+}
+
+static void a_published_event_shares_the_transaction(void **state)
+{
+    static const char publish[] =
+        "local id, err = events.publish { type = 'T', aggregate_type = 'A',"
+        " aggregate_id = '6c1d9a52-6c8e-4b7e-9d0a-0a1b2c3d4e5f', payload = { a"
+        " = 1 } }\nassert(id, tostring(err)) %s";
+    char *dead = xasprintf(publish, "return ctx.dead('no')");
+    char *fine = xasprintf(publish, "");
+
+    (void)state;
+    sql("TRUNCATE event_inbox");
+    assert_int_equal(run(dead, TX, NULL).verdict, VERDICT_DEAD);
+    assert_int_equal(asked("SELECT count(*) FROM domain_events"), 0);
+    assert_ack(run(fine, TX, NULL));
+    assert_int_equal(asked("SELECT count(*) FROM domain_events WHERE metadata"
+                           " ->> 'causationId' = 'e-1' AND (metadata ->>"
+                           " 'hops')::int = 1"),
+                     1);
+    free(dead);
+    free(fine);
+}
+
+static void whoever_lost_the_partition_does_not_write(void **state)
+{
+    struct harness h;
+    struct delivery_msg d;
+
+    (void)state;
+    sql("TRUNCATE t, event_inbox; INSERT INTO event_handler_positions"
+        " (handler_name, source, partition, seq, epoch) VALUES ('probe',"
+        " 'kafka', 'orders/3', 0, 6)");
+    harness_init(&h,
+                 "return { handle = function(event, ctx)"
+                 " ctx.tx:exec('INSERT INTO t VALUES (1)') end }",
+                 TX);
+    set(&h, "database.url", getenv("MOONTIDE_TEST_PG"));
+    set(&h, "database.schema", SCHEMA);
+    d = harness_event(1, 1, "{}");
+    d.epoch = 5;
+    unit_offer(h.unit, &d);
+    harness_wait(&h, 1);
+    assert_int_equal(h.seen[0].verdict, VERDICT_FENCED);
+    d = harness_event(2, 2, "{}");
+    d.epoch = 6;
+    unit_offer(h.unit, &d);
+    harness_wait(&h, 2);
+    assert_ack(h.seen[1]);
+    harness_fini(&h);
+    assert_int_equal(asked("SELECT count(*) FROM t"), 1);
+}
+
+static void a_batch_gives_up_only_the_event_at_fault(void **state)
+{
+    struct harness h;
+    static char ids[8][8];
+
+    (void)state;
+    sql("TRUNCATE t, event_inbox");
+    harness_init(
+        &h,
+        "return { handle_batch = function(events, ctx)\n"
+        "  local rows = {}\n"
+        "  for i, e in ipairs(events) do rows[i] = { e.payload.n } end\n"
+        "  ctx.tx:copy('t', { 'a' }, rows)\n"
+        "end }",
+        "{\"transaction\":true,\"batch\":{\"max\":8,\"wait_ms\":0}}");
+    if (!h.is_loaded)
+        fail_msg("%s", h.load_error);
+    set(&h, "database.url", getenv("MOONTIDE_TEST_PG"));
+    set(&h, "database.schema", SCHEMA);
+    for (uint32_t i = 0; i < 8; i++) {
+        char payload[32];
+        struct delivery_msg d;
+
+        snprintf(payload, sizeof(payload),
+                 i == 5 ? "{\"n\":\"x\"}" : "{\"n\":%u}", i);
+        snprintf(ids[i], sizeof(ids[i]), "e%u", i);
+        d = harness_event(i, i, payload);
+        d.facts[FACT_ID] = slice_of(ids[i]);
+        unit_offer(h.unit, &d);
+    }
+    harness_wait(&h, 8);
+    for (int i = 0; i < 8; i++)
+        assert_int_equal(h.seen[i].verdict,
+                         h.seen[i].slot == 5 ? VERDICT_RETRY : VERDICT_ACK);
+    harness_fini(&h);
+    assert_int_equal(asked("SELECT count(*) FROM t"), 7);
+    assert_int_equal(asked("SELECT count(*) FROM event_inbox"), 7);
+}
+
+static void a_timeout_ends_the_statement_and_the_delivery(void **state)
+{
+    struct seen seen;
+
+    (void)state;
+    seen = run("db.query('SELECT pg_sleep(30)')",
+               "{\"allow\":{\"db\":true},\"timeout_ms\":300}", NULL);
+    assert_int_equal(seen.verdict, VERDICT_RETRY);
+    assert_int_equal(asked("SELECT count(*) FROM pg_stat_activity WHERE query ="
+                           " 'SELECT pg_sleep(30)' AND state = 'active' AND"
+                           " query_start < now() - interval '5 seconds'"),
+                     0);
+}
+
+static void a_handler_cannot_end_its_transaction(void **state)
+{
+    (void)state;
+    sql("TRUNCATE event_inbox");
+    assert_ack(run("assert(ctx.tx.commit == nil and ctx.tx.session == nil)\n"
+                   "assert(ctx.tx.rollback == nil)",
+                   TX, NULL));
+}
+
+int main(void)
+{
+    const struct CMUnitTest alone[] = {
+        cmocka_unit_test(http_carries_body_headers_and_a_key),
+        cmocka_unit_test(http_asks_only_what_is_allowed),
+        cmocka_unit_test(http_that_gets_no_answer_is_transient),
+        cmocka_unit_test(mail_reaches_the_server),
+        cmocka_unit_test(mail_that_is_refused_says_so),
+        cmocka_unit_test(headers_cannot_be_smuggled),
+        cmocka_unit_test(what_is_not_granted_is_a_misuse),
+    };
+    const struct CMUnitTest with_server[] = {
+        cmocka_unit_test(values_go_there_and_come_back),
+        cmocka_unit_test(a_failed_statement_is_an_error_with_its_code),
+        cmocka_unit_test(copy_takes_rows_with_holes),
+        cmocka_unit_test(a_transaction_of_its_own_commits_or_does_not),
+        cmocka_unit_test(a_delivery_commits_with_its_inbox_row),
+        cmocka_unit_test(what_is_no_ack_rolls_back),
+        cmocka_unit_test(a_published_event_shares_the_transaction),
+        cmocka_unit_test(whoever_lost_the_partition_does_not_write),
+        cmocka_unit_test(a_batch_gives_up_only_the_event_at_fault),
+        cmocka_unit_test(a_timeout_ends_the_statement_and_the_delivery),
+        cmocka_unit_test(a_handler_cannot_end_its_transaction),
+    };
+    int failed;
+
+    log_init(LOG_ERROR, LOG_HUMAN, "test");
+    failed = cmocka_run_group_tests_name("effects", alone, NULL, NULL);
+    if (getenv("MOONTIDE_TEST_PG"))
+        failed += cmocka_run_group_tests_name(
+            "effects on a server", with_server, make_schema, drop_schema);
+    return failed;
+}
