@@ -13,7 +13,7 @@
 static struct {
     enum log_level level;
     enum log_format format;
-    const char *process;
+    char process[32];
 } logger = {LOG_INFO, LOG_HUMAN, "host"};
 
 static const char *const level_names[] = {"debug", "info", "warn", "error"};
@@ -22,7 +22,7 @@ void log_init(enum log_level level, enum log_format format, const char *process)
 {
     logger.level = level;
     logger.format = format;
-    logger.process = process;
+    snprintf(logger.process, sizeof(logger.process), "%s", process);
 }
 
 void log_set_level(enum log_level level)

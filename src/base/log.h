@@ -19,7 +19,7 @@
 enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
 enum log_format { LOG_HUMAN, LOG_JSON };
 
-/* Set once at start; the level may change later. */
+/* Set once at start; the level may change later. Copies `process`. */
 void log_init(enum log_level level, enum log_format format, const char *process);
 void log_set_level(enum log_level level);
 bool log_level_parse(const char *name, enum log_level *level);

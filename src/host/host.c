@@ -386,19 +386,29 @@ static bool is_stopped(const struct host *h)
     return h->is_draining;
 }
 
+static void on_moment(struct ev_loop *loop, ev_timer *w, int events)
+{
+    (void)loop; /* that it fired is enough: the loop came back */
+    (void)w;
+    (void)events;
+}
+
 /* Run the loop for a while: the database is not there yet. */
 static void wait_a_little(struct host *h)
 {
-    int64_t until = clock_mono_us() + 200000;
+    ev_timer moment;
 
-    while (clock_mono_us() < until && !is_stopped(h))
+    ev_timer_init(&moment, on_moment, 0.05, 0);
+    ev_timer_start(h->loop, &moment);
+    while (ev_is_active(&moment) && !is_stopped(h))
         ev_run(h->loop, EVRUN_ONCE);
+    ev_timer_stop(h->loop, &moment);
 }
 
 /* Nothing can start without the tables; say what is missing, once a while. */
 static bool wait_for_database(struct host *h)
 {
-    int64_t said_us = 0;
+    int64_t said_us = clock_mono_us() - 9500000; /* after half a second */
 
     while (h->db && !h->db_is_migrated && !is_stopped(h)) {
         struct waiting w = {0};

@@ -711,15 +711,17 @@ static void add_json(void *arg, struct partition *p)
 {
     static const char *const states[] = {"opening", "running", "quieting",
                                          "closed"};
+    bool is_known = p->next != POSITION_EARLIEST && p->next != POSITION_LATEST;
     json_t *json = json_pack(
-        "{s:s, s:s, s:s, s:I, s:i, s:b}", "source",
+        "{s:s, s:s, s:s, s:o, s:i, s:b}", "source",
         source_kind_name(p->ops->kind), "partition", p->name, "state",
-        states[p->state], "next", (json_int_t)p->next, "window",
+        states[p->state], "next",
+        is_known ? json_integer(p->next) : json_null(), "window",
         (int)p->events, "paused", p->is_paused);
 
     if (p->trouble)
         json_object_set_new(json, "trouble", json_string(p->trouble));
-    if (p->ops->backlog)
+    if (p->ops->backlog && p->ops->backlog(p) >= 0)
         json_object_set_new(json, "backlog", json_integer(p->ops->backlog(p)));
     add_positions(json, p);
     json_array_append_new(arg, json);

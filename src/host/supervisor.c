@@ -163,9 +163,10 @@ static int config_fd(struct worker *w)
 {
     struct host *h = w->host;
     json_t *json = json_pack(
-        "{s:i, s:o, s:s, s:b}", "index", (int)w->index, "settings",
-        settings_json(&h->settings, true), "node", h->node, "has_database",
-        h->db != NULL);
+        "{s:i, s:o, s:s, s:b, s:{s:s, s:s}}", "index", (int)w->index,
+        "settings", settings_json(&h->settings, true), "node", h->node,
+        "has_database", h->db != NULL, "log", "level", h->settings.log_level,
+        "format", h->settings.log_format);
     char *text = json_dumps(json, JSON_COMPACT);
     int fd = memfd_create("moontide-config", 0);
 
