@@ -109,22 +109,27 @@ end
 
 -- Keeps the first error: whatever the handler makes of it, this transaction
 -- cannot commit any more.
-local function note(self, result, err)
+local function keep(self, result, err)
   if err ~= nil and self.first_error == nil then self.first_error = err end
-  return done(result, err)
+  return result, err
+end
+
+
+local function note(self, ...)
+  return done(keep(self, ...))
 end
 
 
 function Tx:query(sql, ...)
   local answered, result, err = journal("tx.query", {}, sql, ...)
-  if answered then return result, err end
+  if answered then return keep(self, result, err) end
   return note(self, self.session:query(sql, ...))
 end
 
 
 function Tx:exec(sql, ...)
   local answered, result, err = journal("tx.exec", 0, sql, ...)
-  if answered then return result, err end
+  if answered then return keep(self, result, err) end
   return note(self, self.session:exec(sql, ...))
 end
 
@@ -136,7 +141,7 @@ function Tx:copy(name, columns, rows)
       host.effect("sql", "tx.copy", { table = name, columns = columns, rows = rows })
     if answered then
       if result == nil and err == nil then result = #rows end
-      return result, err
+      return keep(self, result, err)
     end
   else
     host.effect("sql", "tx.copy")

@@ -16,12 +16,26 @@ env._VERSION = _VERSION
 
 -- Basic functions -----------------------------------------------------------
 
-for _, name in ipairs { "assert", "error", "pcall", "xpcall", "select", "tonumber", "unpack",
+for _, name in ipairs { "assert", "error", "pcall", "select", "tonumber", "unpack",
                         "rawequal" } do
   env[name] = _G[name]
 end
 for _, name in ipairs { "pairs", "ipairs", "next", "rawget", "rawset", "type" } do
   env[name] = values[name]
+end
+
+-- No hook runs inside an error handler of an error that a hook raised: a killed
+-- run gets to see no handler of its own any more.
+local raw_xpcall = xpcall
+
+function env.xpcall(fn, handler, ...)
+  if type(handler) ~= "function" then
+    error("bad argument #2 to 'xpcall' (function expected)", 2)
+  end
+  return raw_xpcall(fn, function(err)
+    if host.is_killed() then return err end
+    return handler(err)
+  end, ...)
 end
 
 local debug_getmetatable = debug.getmetatable

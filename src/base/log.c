@@ -45,9 +45,19 @@ bool log_wants(enum log_level level)
     return level >= logger.level;
 }
 
-/* `key=value` or `key="value with spaces"`; returns the rest of the text. A
- * quote ends a value only before a space or the end, so that messages with
- * quotes of their own survive. */
+/* After a closing quote comes the end, or a space and the next `key=`. */
+static bool is_end(const char *p)
+{
+    size_t n;
+
+    if (*p == '\0')
+        return true;
+    n = strspn(p + 1, "abcdefghijklmnopqrstuvwxyz_");
+    return *p == ' ' && n > 0 && p[1 + n] == '=';
+}
+
+/* `key=value` or `key="value with spaces"`; returns the rest of the text. Not
+ * every quote ends a value: messages have quotes of their own. */
 static const char *next_pair(const char *p, struct slice *key,
                              struct slice *value)
 {
@@ -58,7 +68,7 @@ static const char *next_pair(const char *p, struct slice *key,
     *key = (struct slice){p, (size_t)(eq - p)};
     if (eq[1] == '"') {
         for (end = eq + 2; *end; end++)
-            if (*end == '"' && (end[1] == ' ' || end[1] == '\0'))
+            if (*end == '"' && is_end(end + 1))
                 break;
         *value = (struct slice){eq + 2, (size_t)(end - eq - 2)};
         end += *end == '"';

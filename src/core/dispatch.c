@@ -13,6 +13,8 @@
 
 #include <string.h>
 
+#define STRIKES_TO_QUARANTINE 3
+
 /* --- where a lane goes ------------------------------------------------------ */
 
 static unsigned home_of(const struct pipeline *pl, const struct lane *lane)
@@ -284,6 +286,8 @@ static enum guilt guilt_of(const struct pipeline *pl, unsigned worker,
                                                     : GUILT_NONE;
     if (ran && death->run_count <= 1)
         return ran == d ? GUILT_CERTAIN : GUILT_NONE;
+    if (death->is_from_outside)
+        return GUILT_NONE;
     if (ran && d->handler != ran->handler)
         return GUILT_NONE;
     return has_started(death, slot) || ran == d ? GUILT_SUSPECT : GUILT_NONE;
@@ -304,6 +308,18 @@ static void take_back(struct pipeline *pl, struct worker_slots *w,
     delivery_set_state(d, DELIVERY_WAITING, pl->counts);
 }
 
+/* One crash may be bad luck: its delivery is rerun alone. Several within the
+ * time of a quarantine, and the handler moves there. */
+static void blame(struct pipeline *pl, struct handler *h)
+{
+    if (pl->now_us - h->first_strike_us > pl->config.quarantine_us) {
+        h->first_strike_us = pl->now_us;
+        h->strikes = 0;
+    }
+    if (++h->strikes >= STRIKES_TO_QUARANTINE)
+        h->quarantined_until_us = pl->now_us + pl->config.quarantine_us;
+}
+
 static void punish(struct pipeline *pl, struct delivery *d,
                    const struct worker_death *death)
 {
@@ -314,8 +330,9 @@ static void punish(struct pipeline *pl, struct delivery *d,
         .reason = slice_of(death->reason),
     };
 
-    d->handler->quarantined_until_us = pl->now_us + pl->config.quarantine_us;
-    d->is_suspect = false;
+    if (!death->is_from_outside)
+        blame(pl, d->handler);
+    d->is_suspect = !death->is_from_outside;
     d->crashes++;
     delivery_set_state(d, DELIVERY_INFLIGHT, pl->counts); /* it had run */
     attempt_failed(pl, d, &v);

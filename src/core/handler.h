@@ -48,6 +48,8 @@ struct handler {
     bool is_held;              /* a flag or a pause: detached everywhere */
     bool is_removed;           /* its file is gone */
     int64_t quarantined_until_us;
+    int64_t first_strike_us; /* of the last ones, see dispatch.c */
+    int strikes;
 
     uint32_t inflight;
     size_t inflight_cost;

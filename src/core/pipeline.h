@@ -142,6 +142,9 @@ struct worker_death {
     const uint64_t *started; /* bits by slot */
     enum error_class class;
     const char *reason;
+    /* Somebody else killed it (kill -9, the kernel for want of memory): what
+     * executed has failed an attempt, but its handler is not to blame. */
+    bool is_from_outside;
 };
 void pipeline_worker_died(struct pipeline *pl, unsigned worker,
                           const struct worker_death *death);

@@ -174,8 +174,19 @@ static struct version *version_new(struct catalogue *c, struct entry *e,
     struct handler_spec *spec;
     struct version *v;
 
-    if (!can_keep(c->host, decl, err) || !(spec = spec_of(decl, hash, err)))
+    char *json = json_dumps(bundle, JSON_COMPACT);
+
+    if (strlen(json) > (size_t)c->host->settings.event_max_bytes) {
+        err_set(err, ERR_PERMANENT,
+                "the handler with its modules and templates is larger than "
+                "event.max_bytes (%zu bytes)", strlen(json));
+        free(json);
         return NULL;
+    }
+    if (!can_keep(c->host, decl, err) || !(spec = spec_of(decl, hash, err))) {
+        free(json);
+        return NULL;
+    }
     v = xcalloc(1, sizeof(*v));
     v->hash = xstrdup(hash);
     v->spec = spec;
@@ -185,7 +196,7 @@ static struct version *version_new(struct catalogue *c, struct entry *e,
     v->bundle = (struct bundle){
         .handler = e->handler,
         .vm = ++c->next_vm,
-        .json = json_dumps(bundle, JSON_COMPACT),
+        .json = json,
         .concurrency = spec->concurrency,
     };
     return v;

@@ -25,6 +25,7 @@
 #include "stores/flags.h"
 #include "stores/positions.h"
 
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -575,12 +576,22 @@ static void set_up_log(const struct settings *s)
              "host");
 }
 
+/* librdkafka's threads allocate fetch buffers and ours frees them: with an
+ * arena a thread what is freed stays with the process. Measured: 53 → 38 MiB. */
+static void tame_malloc(void)
+{
+    mallopt(M_ARENA_MAX, 2);
+    mallopt(M_MMAP_THRESHOLD, 256 << 10);
+    mallopt(M_TRIM_THRESHOLD, 1 << 20);
+}
+
 int host_run(const struct config_source *config)
 {
     struct host h = {.config_from = *config, .started_us = clock_wall_us()};
     struct err err;
 
     signal(SIGPIPE, SIG_IGN);
+    tame_malloc();
     if (!config_load(&h.settings, config, &err)) {
         log_error("configuration refused", "err=" LOG_Q, err.msg);
         settings_fini(&h.settings);

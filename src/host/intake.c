@@ -151,6 +151,19 @@ static void create_rows(struct taking *t, struct position_found *found)
     free(items);
 }
 
+/* Where the handler starts when no position was found. */
+static void choose_start(struct taking *t, struct handler *h,
+                         struct position_found *found, bool any_found,
+                         int64_t furthest)
+{
+    ranges_fini(&found->at.gaps);
+    found->at = (struct position){
+        .next = fresh_start(t->intake, t->p, h, any_found, furthest)};
+    if (h->spec && h->spec->start != POSITION_LATEST &&
+        h->spec->start != POSITION_EARLIEST)
+        t->p->cursors[h->index].min_occurred_us = h->spec->start;
+}
+
 static void open_cursors(struct taking *t, struct position_found *found)
 {
     struct partition *p = t->p;
@@ -164,21 +177,16 @@ static void open_cursors(struct taking *t, struct position_found *found)
             furthest = found[i].at.next;
     }
     for (size_t i = 0; i < t->n; i++) {
-        struct handler *h = t->handlers[i];
-
-        if (!found[i].found) {
-            ranges_fini(&found[i].at.gaps);
-            found[i].at = (struct position){
-                .next = fresh_start(t->intake, p, h, any, furthest)};
-            if (h->spec && h->spec->start != POSITION_LATEST &&
-                h->spec->start != POSITION_EARLIEST)
-                p->cursors[h->index].min_occurred_us = h->spec->start;
-        }
+        if (!found[i].found)
+            choose_start(t, t->handlers[i], &found[i], any, furthest);
         behind = behind || found[i].at.next < p->next || found[i].at.gaps.len;
-        pipeline_open_cursor(p, h, &found[i].at, found[i].epoch);
     }
+    /* A newcomer wants older events. Before its cursor opens: freezing takes
+     * an open one to be where the reading is. */
     if (p->state == PARTITION_RUNNING && behind)
-        pipeline_quiet(p, true); /* a newcomer wants older events */
+        pipeline_quiet(p, true);
+    for (size_t i = 0; i < t->n; i++)
+        pipeline_open_cursor(p, t->handlers[i], &found[i].at, found[i].epoch);
 }
 
 static void on_taken(void *arg, size_t n, struct position_found *found)

@@ -29,8 +29,8 @@
 
 static const char component[] = "supervisor";
 
-#define UP_RING_BYTES    (1u << 20)
-#define BUNDLE_ROOM      (1u << 20) /* ring space for a bundle */
+#define UP_RING_BYTES    (512u << 10)
+#define DELIVERY_ROOM    (64u << 10) /* beside the body: facts, head, padding */
 #define RELEASE_EVERY    64         /* messages between two releases */
 #define RESPAWN_MIN_US   50000
 #define RESPAWN_MAX_US   5000000
@@ -226,6 +226,10 @@ static void load_into(struct worker *w, const struct bundle *b)
     CHECK(json);
     json_object_set_new(json, "concurrency_here", json_integer(here ? here : 1));
     json_object_set_new(json, "handlers_db", json_boolean(h->db != NULL));
+    if (w->index == h->supervisor->n) /* alone there is no company to wait for */
+        json_object_set_new(
+            json_object_get(json_object_get(json, "decl"), "batch"), "wait_ms",
+            json_integer(0));
     text = json_dumps(json, JSON_COMPACT);
     queue(w, MSG_LOAD, b->vm, true, slice_of(text));
     free(text);
@@ -256,7 +260,7 @@ static void on_child(struct ev_loop *loop, ev_child *child, int events);
 
 static bool make_channel(struct worker *w, struct err *err)
 {
-    size_t down = 2 * (size_t)w->host->settings.event_max_bytes + BUNDLE_ROOM;
+    size_t down = (size_t)w->host->settings.event_max_bytes + DELIVERY_ROOM;
 
     if (!channel_create(&w->channel, down, UP_RING_BYTES, err))
         return false;
@@ -514,7 +518,7 @@ static const char *reason_of(const struct worker *w, int status, char *text,
 }
 
 /* What the dead worker had marked, as far as it can be true. */
-static void tell_pipeline(struct worker *w, const char *reason)
+static void tell_pipeline(struct worker *w, int status, const char *reason)
 {
     struct channel_control *c = w->channel.control;
     uint64_t started[CHANNEL_SLOTS / 64];
@@ -526,6 +530,9 @@ static void tell_pipeline(struct worker *w, const char *reason)
         .started = started,
         .class = w->killed_for_us ? CLASS_LIMIT : CLASS_CRASH,
         .reason = reason,
+        .is_from_outside = !w->killed_for_us && WIFSIGNALED(status) &&
+                           (WTERMSIG(status) == SIGKILL ||
+                            WTERMSIG(status) == SIGTERM),
     };
 
     for (int i = 0; i < CHANNEL_SLOTS / 64; i++)
@@ -549,7 +556,7 @@ static void bury(struct worker *w, int status)
     read_ring(w); /* everything it still said */
     w->state = WORKER_NONE;
     end_sessions(w);
-    tell_pipeline(w, reason);
+    tell_pipeline(w, status, reason);
     channel_close(&w->channel);
     drop_parcels(w);
     if (was == WORKER_DRAINING || s->is_draining) {

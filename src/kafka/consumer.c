@@ -55,6 +55,8 @@ struct kept {
 struct kafka_consumer {
     struct kafka_client client; /* first: librdkafka's opaque */
     struct ev_loop *loop;
+    bool is_starved; /* ops->room() said 0 */
+    bool all_paused; /* for so long that every part was paused */
     const struct kafka_consumer_ops *ops;
     void *arg;
     struct kafka_wake wake, commits;
@@ -401,7 +403,7 @@ static void read_soon(struct kafka_consumer *c)
 
 static void choke(struct kafka_consumer *c)
 {
-    if (!ev_is_active(&c->patience)) {
+    if (!c->all_paused && !ev_is_active(&c->patience)) {
         ev_timer_set(&c->patience, PATIENCE, 0.);
         ev_timer_start(c->loop, &c->patience);
     }
@@ -451,25 +453,39 @@ static void resume_parts(struct kafka_consumer *c)
             set_paused(c, c->parts[i], false);
 }
 
+/* Records that the next batch may bring. With all parts paused what comes is
+ * stashed and events of the group only: those are always taken. */
+static size_t room_for(struct kafka_consumer *c)
+{
+    size_t room = c->all_paused ? BATCH : c->ops->room(c->arg);
+
+    c->is_starved = room == 0;
+    return room < BATCH ? room : BATCH;
+}
+
 static void read_queue(struct kafka_consumer *c)
 {
     rd_kafka_message_t *batch[BATCH];
     ssize_t n = 0;
 
-    if (c->stashed) {
+    if (c->stashed && room_for(c) > 0) {
         offer_stash(c);
         resume_parts(c);
     }
     for (int turn = 0; turn < TURNS && !is_choked(c); turn++) {
+        size_t room = room_for(c);
+
+        if (room == 0)
+            break;
         c->batches++;
-        n = rd_kafka_consume_batch_queue(c->wake.queue, 0, batch, BATCH);
+        n = rd_kafka_consume_batch_queue(c->wake.queue, 0, batch, room);
         for (ssize_t i = 0; i < n; i++)
             take(c, batch[i]);
         serve_rebalance(c);
         if (n <= 0)
             break;
     }
-    if (is_choked(c)) {
+    if (is_choked(c) || c->is_starved) {
         choke(c);
         return;
     }
@@ -496,7 +512,27 @@ static void on_patience(UNUSED struct ev_loop *loop, ev_timer *timer,
 
     for (size_t i = 0; i < c->stashed; i++)
         set_paused(c, c->stash[i].part, true);
+    if (c->is_starved) {
+        c->all_paused = true;
+        for (size_t i = 0; i < c->nparts; i++) {
+            c->parts[i]->full = true;
+            set_paused(c, c->parts[i], true);
+        }
+    }
     read_queue(c);
+}
+
+void kafka_consumer_wake(struct kafka_consumer *c)
+{
+    if (c->all_paused) {
+        c->all_paused = false;
+        for (size_t i = 0; i < c->nparts; i++)
+            c->parts[i]->full = false;
+        resume_parts(c);
+    }
+    c->is_starved = false;
+    ev_timer_stop(c->loop, &c->patience); /* it counts from the next refusal */
+    read_soon(c);
 }
 
 void kafka_consumer_continue(struct kafka_consumer *c, struct kafka_part *pub)

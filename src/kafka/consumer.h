@@ -48,6 +48,10 @@ struct kafka_consumer_ops {
     /* All parts are to be given back; when `lost` the group has done it
      * already and a commit would be refused. */
     void (*on_revoked)(void *arg, bool lost);
+    /* How many records may come now, over all parts; asked before each batch.
+     * At 0 nothing is read until kafka_consumer_wake(); if that takes long,
+     * all parts are paused, so that the group is served meanwhile. */
+    size_t (*room)(void *arg);
     /* The record is borrowed for the call. false: its partition has no room;
      * it and what follows it there are kept and offered again, in order, after
      * kafka_consumer_continue(). */
@@ -98,6 +102,9 @@ bool kafka_consumer_seek(struct kafka_consumer *c, struct kafka_part *pub,
 
 /* There is room again for a part whose record was refused. */
 void kafka_consumer_continue(struct kafka_consumer *c, struct kafka_part *pub);
+
+/* room() said 0 before; there is room again. */
+void kafka_consumer_wake(struct kafka_consumer *c);
 
 /* The end of a partition as the last fetch saw it, or -1. */
 int64_t kafka_consumer_end(const struct kafka_consumer *c,

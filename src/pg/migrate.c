@@ -612,14 +612,29 @@ static bool adopt(struct pg_sync *db, const char *table, const char *preset,
                         adopt_step(db, adopt_fix, name, seq, age, err));
 }
 
+/* "Table" or "schema.Table" means exactly that, as in outbox.table; who writes
+ * quotes has said it in SQL already. Gives. */
+static char *exact_name(const char *table)
+{
+    const char *dot = strchr(table, '.');
+
+    if (strchr(table, '"'))
+        return xstrdup(table);
+    if (dot)
+        return xasprintf("\"%.*s\".\"%s\"", (int)(dot - table), table, dot + 1);
+    return xasprintf("\"%s\"", table);
+}
+
 bool migrate_adopt(const struct migrate_options *opts, const char *table,
                    const char *preset, struct err *err)
 {
     struct pg_sync *db = pg_sync_connect(opts->url, err);
+    char *name = exact_name(table);
     bool ok =
         db && use_schema(db, opts->schema, false, err) &&
-        (adopt(db, table, preset, err) || err_wrap(err, "table %s", table));
+        (adopt(db, name, preset, err) || err_wrap(err, "table %s", table));
 
+    free(name);
     pg_sync_close(db);
     return ok;
 }

@@ -100,14 +100,23 @@ static void fill_facts(struct kafka_source *s, struct event *event,
     event->body = decoded.body;
 }
 
+/* The record's own time: reading the fact would cost more than the rest. */
 static int64_t occurred_us(const struct event *event, int64_t timestamp_ms)
 {
     struct slice at = event->facts[FACT_OCCURRED_AT];
-    int64_t us = at.ptr ? clock_parse(at.ptr, at.len) : INT64_MIN;
+    int64_t us;
 
-    if (us != INT64_MIN)
-        return us;
-    return timestamp_ms > 0 ? timestamp_ms * 1000 : 0;
+    if (timestamp_ms > 0)
+        return timestamp_ms * 1000;
+    us = at.ptr ? clock_parse(at.ptr, at.len) : INT64_MIN;
+    return us != INT64_MIN ? us : 0;
+}
+
+static size_t room(void *arg)
+{
+    struct kafka_source *s = arg;
+
+    return s->is_leaving ? SIZE_MAX : s->sink.room(s->sink.ctx);
 }
 
 static bool on_record(void *arg, const struct kafka_record *record)
@@ -126,7 +135,6 @@ static bool on_record(void *arg, const struct kafka_record *record)
     event->place = record->offset;
     event->memory = kept;
     event->key = kept->key;
-    event->arrived_us = clock_mono_us();
     fill_facts(s, event, kept);
     if (!event->facts[FACT_ID].ptr)
         event->facts[FACT_ID] = place_id(kept, place, record->offset);
@@ -449,11 +457,17 @@ static int64_t backlog(struct partition *p)
     return end > p->next ? end - p->next : 0;
 }
 
+static void wake(void *source)
+{
+    kafka_consumer_wake(((struct kafka_source *)source)->consumer);
+}
+
 static const struct source_ops ops = {
     .kind = SOURCE_KAFKA,
     .start = start,
     .pause = pause_reading,
     .resume = resume_reading,
+    .wake = wake,
     .release = release,
     .commit = commit,
     .closed = closed,
@@ -463,6 +477,7 @@ static const struct source_ops ops = {
 static const struct kafka_consumer_ops consumer_ops = {
     .on_assigned = on_assigned,
     .on_revoked = on_revoked,
+    .room = room,
     .on_record = on_record,
     .on_end = on_end,
     .on_part_error = on_part_error,

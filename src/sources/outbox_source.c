@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define ROOM_LEAST 64 /* rows: less is not worth a round trip */
 #define UNUSED       __attribute__((unused))
 #define SOON         0.002 /* s: events are flowing */
 #define GAP_PAUSE    0.05  /* s: longest pause while a gap is open */
@@ -53,7 +54,8 @@ struct outbox_source {
 
     struct partition *p; /* NULL until the first check went well */
     struct outbox_cursor cursor;
-    bool has_started, is_paused, is_stopping;
+    bool has_started, is_paused, is_stopping, is_starved;
+    int limit; /* rows of the read under way, at most */
     bool is_absent, is_checked;
     char *trouble;        /* NULL: none */
     bool is_back_in_time; /* trouble that only a restart ends */
@@ -252,13 +254,13 @@ static void take_rows(struct outbox_source *s, const struct pg_result *res)
     outbox_cursor_begin(&s->cursor);
     for (int row = 1; row <= rows; row++)
         take_row(s, res, row);
-    is_whole = rows < s->batch || s->cursor.last > s->cursor.last_before;
+    is_whole = rows < s->limit || s->cursor.last > s->cursor.last_before;
     outbox_cursor_end(&s->cursor, strtoull(snapshot, NULL, 10),
                       s->asked_gaps && is_new && is_whole);
     /* A cut read has not shown all gaps: the next must look at them again. */
     free(s->snapshot);
     s->snapshot = is_whole ? xstrdup(snapshot) : NULL;
-    s->is_caught_up = rows < s->batch;
+    s->is_caught_up = rows < s->limit;
     if (rows > 0 && s->cursor.last > s->cursor.last_before)
         set_anchor(s, res, rows);
     note_gap_age(s);
@@ -330,7 +332,7 @@ static void read_rows(struct outbox_source *s)
     s->activity = READING;
     s->read_serial = s->serial;
     s->asked_gaps = s->cursor.gaps.len > 0;
-    snprintf(limit, sizeof(limit), "%d", s->batch);
+    snprintf(limit, sizeof(limit), "%d", s->limit);
     snprintf(last, sizeof(last), "%" PRId64,
              outbox_cursor_is_full(&s->cursor) ? INT64_MAX : s->cursor.last);
     if (s->asked_gaps)
@@ -556,6 +558,18 @@ static bool wants_check(const struct outbox_source *s, int64_t now)
     return now - s->checked_us > every;
 }
 
+/* How many rows the next read may bring. */
+static bool has_room(struct outbox_source *s)
+{
+    size_t room = s->sink.room(s->sink.ctx);
+
+    if (room > 0 && room < ROOM_LEAST)
+        room = ROOM_LEAST; /* a read costs the same for a few rows */
+    s->is_starved = room == 0;
+    s->limit = room < (size_t)s->batch ? (int)room : s->batch;
+    return room > 0;
+}
+
 static void step(struct outbox_source *s)
 {
     int64_t now = clock_mono_us();
@@ -573,6 +587,8 @@ static void step(struct outbox_source *s)
         s->activity = NAMING;
         s->named_us = now;
         pg_pool_query(s->pool, outbox_holder_sql, 0, NULL, on_holder, s);
+    } else if (!has_room(s)) {
+        step_in(s, 0.2); /* or when wake() says so */
     } else {
         read_rows(s);
     }
@@ -649,6 +665,15 @@ static void resume_reading(struct partition *p)
         step_in(s, 0.);
 }
 
+static void wake(void *source)
+{
+    struct outbox_source *s = source;
+
+    if (s->is_starved && s->activity == IDLE)
+        step_in(s, 0.);
+    s->is_starved = false;
+}
+
 static void release(struct event *event)
 {
     free(event->memory);
@@ -695,6 +720,7 @@ static const struct source_ops ops = {
     .start = start,
     .pause = pause_reading,
     .resume = resume_reading,
+    .wake = wake,
     .release = release,
     .commit = commit,
     .closed = closed,

@@ -115,17 +115,27 @@ static char *read_gaps_sql(const char *table, const char *columns)
         columns, table, columns, table);
 }
 
+/* One part of a name, which may stand in quotes already. */
+static bool quote_part(const char *part, size_t len, char *out, size_t size)
+{
+    bool is_quoted = len > 2 && part[0] == '"' && part[len - 1] == '"';
+    char *bare = is_quoted ? xstrndup(part + 1, len - 2) : xstrndup(part, len);
+    bool ok = pg_quote_ident(bare, out, size);
+
+    free(bare);
+    return ok;
+}
+
 /* "schema.table" or "table", each part quoted. */
 static bool quote_table(const char *table, char **quoted, struct err *err)
 {
     const char *dot = strchr(table, '.');
-    char *schema = dot ? xstrndup(table, (size_t)(dot - table)) : xstrdup("");
-    char first[150], second[150];
-    bool ok = pg_quote_ident(schema, first, sizeof(first)) &&
-              pg_quote_ident(dot ? dot + 1 : table, second, sizeof(second));
+    const char *name = dot ? dot + 1 : table;
+    char first[150] = "", second[150];
 
-    free(schema);
-    if (!ok)
+    if ((dot && !quote_part(table, (size_t)(dot - table), first,
+                            sizeof(first))) ||
+        !quote_part(name, strlen(name), second, sizeof(second)))
         return err_set(err, ERR_PERMANENT,
                        "outbox.table: '%s' is no name of "
                        "a table",

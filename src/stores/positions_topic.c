@@ -34,6 +34,7 @@ struct store {
     json_t *rows; /* key -> value, while reading */
     struct kafka_reading *reading;
     ev_timer retry;
+    size_t asked; /* takes that the reading under way answers */
 };
 
 struct take {
@@ -151,7 +152,9 @@ static void on_read(void *arg, const struct err *err)
         try_later(s, err);
         return;
     }
-    answer(s, CONTAINER_OF(s->takes.next, struct take, link));
+    /* One reading serves all that asked before it began. */
+    for (; s->asked > 0; s->asked--)
+        answer(s, CONTAINER_OF(s->takes.next, struct take, link));
     next_take(s);
 }
 
@@ -177,6 +180,9 @@ static void next_take(struct store *s)
         return;
     }
     json_object_clear(s->rows);
+    s->asked = 0;
+    list_foreach(item, &s->takes)
+        s->asked++;
     s->reading = kafka_read_topic(s->loop, s->kafka, s->topic, on_record,
                                   on_read, s, &err);
     if (!s->reading)

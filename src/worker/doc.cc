@@ -33,6 +33,17 @@ static bool is_digit(char c)
     return c >= '0' && c <= '9';
 }
 
+/* Do the digits at `at` go beyond 64 bits? */
+static bool is_too_wide(const char *at, size_t len, bool is_negative)
+{
+    const char *most = is_negative ? "9223372036854775808"
+                                   : "18446744073709551615";
+    size_t most_len = strlen(most);
+
+    return len > most_len ||
+           (len == most_len && memcmp(at, most, most_len) > 0);
+}
+
 static std::string widen_integers(struct slice text)
 {
     std::string out;
@@ -56,7 +67,8 @@ static std::string widen_integers(struct slice text)
                                 strchr(".eE+-", text.ptr[i]) != nullptr))
             is_integer &= is_digit(text.ptr[i++]);
         out.append(text.ptr + start, i - start);
-        if (is_integer && i - start >= 19)
+        if (is_integer && is_too_wide(text.ptr + start, i - start,
+                                      start > 0 && text.ptr[start - 1] == '-'))
             out += ".0";
     }
     return out;

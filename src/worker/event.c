@@ -293,6 +293,9 @@ static int push_number_fact(lua_State *L, struct event *ev, enum fact fact,
         vm_push_int64(L, strtoll(lua_tostring(L, -1), NULL, 10));
     else if (lua_isnil(L, -1) && has_default)
         lua_pushinteger(L, 1);
+    else
+        return 1;
+    lua_remove(L, -2);
     return 1;
 }
 

@@ -32,6 +32,12 @@ static int l_phase(lua_State *L)
     return 1;
 }
 
+static int l_is_killed(lua_State *L)
+{
+    lua_pushboolean(L, vm_of(L)->killed);
+    return 1;
+}
+
 static int l_check(lua_State *L)
 {
     task_enter(L, luaL_checkstring(L, 1));
@@ -486,6 +492,7 @@ int host_open(lua_State *L)
         {"mode", l_mode},
         {"phase", l_phase},
         {"check", l_check},
+        {"is_killed", l_is_killed},
         {"main_source", l_main_source},
         {"module_source", l_module_source},
         {"template_source", l_template_source},

@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/settings.h"
 #include "worker/watchdog.h"
 
 #include <stdarg.h>
@@ -207,14 +208,17 @@ static void end_well(struct task *task)
 void task_run(struct task *task, int nargs)
 {
     struct vm *vm = task->vm;
+    int64_t start_us = clock_mono_us();
     int status;
 
     CHECK(!vm->task);
     vm->task = task;
+    vm->rt->now_us = start_us;
     run_begin(vm->rt, vm);
     status = lua_resume(task->co, nargs);
     run_end(vm->rt, vm);
     vm->task = NULL;
+    vm->cpu_us += clock_mono_us() - start_us;
     if (status == LUA_YIELD && task->waiting)
         suspend(task);
     else if (status == LUA_YIELD)
@@ -478,25 +482,6 @@ int push_err(lua_State *L, enum error_class class, const char *code,
     return 2;
 }
 
-/* "200ms", "5s", "1m", "2h", "7d" → ms; -1 when it is none. */
-static int64_t parse_duration(const char *text)
-{
-    static const struct {
-        const char *unit;
-        double ms;
-    } units[] = {{"ms", 1},      {"s", 1000},     {"m", 60000},
-                 {"h", 3600000}, {"d", 86400000}, {"", 1000}};
-    char *end;
-    double n = strtod(text, &end);
-
-    if (end == text || !(n >= 0 && n < 1e12))
-        return -1;
-    for (size_t i = 0; i < sizeof(units) / sizeof(*units); i++)
-        if (strcmp(end, units[i].unit) == 0)
-            return (int64_t)(n * units[i].ms + 0.5);
-    return -1;
-}
-
 int64_t check_duration_ms(lua_State *L, int index, const char *what,
                           int64_t dflt)
 {
@@ -507,8 +492,9 @@ int64_t check_duration_ms(lua_State *L, int index, const char *what,
     if (lua_type(L, index) == LUA_TNUMBER && lua_tonumber(L, index) >= 0 &&
         lua_tonumber(L, index) < 1e10)
         ms = (int64_t)(lua_tonumber(L, index) * 1000 + 0.5);
-    else if (lua_type(L, index) == LUA_TSTRING)
-        ms = parse_duration(lua_tostring(L, index));
+    else if (lua_type(L, index) == LUA_TSTRING &&
+             !duration_parse(lua_tostring(L, index), &ms))
+        ms = -1;
     if (ms < 0)
         luaL_error(L, "%s: a duration such as \"200ms\" or seconds expected",
                    what);

@@ -18,6 +18,7 @@
 
 #include <errno.h>
 #include <ev.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -32,6 +33,7 @@ static const char component[] = "worker";
 #define BATCH_BYTES      (256 * 1024)
 #define METRICS_EVERY_S  0.25
 #define MAX_UNITS        1024
+#define IDLE_TICKS       8
 
 struct unsent {
     struct list link;
@@ -65,6 +67,9 @@ struct worker {
     size_t peeked_len;
     int taken;            /* deliveries of this batch */
     uint64_t batch_start; /* tail at its start */
+
+    uint64_t tail_before; /* at the last tick of the metrics' timer */
+    int idle_ticks;
 
     struct list unsent;   /* texts and verdicts that found no room */
     bool is_blocked;
@@ -473,6 +478,17 @@ static void send_metrics(struct worker *w)
     json_decref(message);
 }
 
+/* Once a while without work is over, what a burst needed goes back. */
+static void give_back_memory(struct worker *w)
+{
+    if (w->down.tail != w->tail_before) {
+        w->tail_before = w->down.tail;
+        w->idle_ticks = 0;
+    } else if (++w->idle_ticks == IDLE_TICKS) {
+        malloc_trim(0);
+    }
+}
+
 static void on_metrics(struct ev_loop *loop, ev_timer *timer, int events)
 {
     struct worker *w = timer->data;
@@ -481,6 +497,7 @@ static void on_metrics(struct ev_loop *loop, ev_timer *timer, int events)
     (void)loop;
     (void)events;
     send_metrics(w);
+    give_back_memory(w);
     for (int i = 0; i < w->n_units; i++)
         unit_sweep(w->units[i], atomic_load(&control->up.tail),
                    atomic_load(&control->down.head), w->down.tail);
@@ -668,6 +685,7 @@ int worker_main(int argc, char **argv)
         fputs("moontide worker is started by moontide run\n", stderr);
         return 2;
     }
+    mallopt(M_ARENA_MAX, 1); /* all work is one thread's */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     signal(SIGPIPE, SIG_IGN);

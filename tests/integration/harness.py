@@ -124,7 +124,7 @@ class Host:
 
     def start(self, *args, timeout=30):
         self.spawn(*args)
-        self.wait(lambda: self.port and self.ask("/healthz"), timeout, "host up")
+        self.wait(lambda: self.log_lines("started") and self.ask("/healthz"), timeout, "host up")
         return self
 
     def wait(self, condition, timeout=30, what="condition"):
@@ -236,7 +236,7 @@ class Host:
                 samples[name] = float(value)
         return samples
 
-    def metric(self, name, **labels):
+    def metric(self, name, /, **labels):
         """Sum of the samples of `name` that carry these labels."""
         total = 0.0
         for sample, value in self.metrics().items():

@@ -55,6 +55,7 @@ def embedded(database, catcher):
     settings["handlers"]["notification"] = {
         "config": {"webhook_url": hook + "hook", "webhook_secret": "demo"},
         "allow": {"http": [hook], "mail": True, "db": True},
+        "retry": {"max_attempts": 3, "base": "50ms"},  # the mailbox refuse@ is in the demo
     }
     return settings
 

@@ -118,7 +118,7 @@ def test_skip_is_counted_and_recorded_for_handlers_and_aggregates(database, make
     publish(database, 10, 15, aggregate="Other")
     publish(database, 15, 20)
     wait_count(host, database, 5, where="handler = 'one' and n >= 15")
-    wait_count(host, database, 10, "event_deliveries", "reason like '%aggregate:Other%'")
+    wait_count(host, database, 10, "event_deliveries", "reason like 'flag aggregate%'")
     assert count(database, where="n between 10 and 14") == 0
     # The skipped ones stay skipped when the flag returns.
     assert host.cli("flags", "unset", "aggregate:Other", "--url", host.url).returncode == 0

@@ -91,7 +91,7 @@ def test_a_save_is_live_and_a_broken_file_never_takes_effect(database, make_host
     publish_and_wait(host, database, 1, "2")
     running = version_of(host, "recorder")["version"]
 
-    for text, says in (("return {\n  oops(\n", "recorder.lua:2"),
+    for text, says in (("return {\n  oops(}\n", "recorder.lua:2"),
                        ("return {\n  subscribes = { 7 },\n  handle = function() end }", "recorder.lua"),
                        ("while true do end", "recorder.lua"),
                        ("error('not today')", "recorder.lua:1"),

@@ -159,7 +159,7 @@ static void harness_wait(struct harness *h, int n)
 }
 
 /* One handler, one event, one verdict. */
-static struct seen run_once(const char *source, const char *decl,
+__attribute__((unused)) static struct seen run_once(const char *source, const char *decl,
                             const char *payload)
 {
     struct harness h;
@@ -181,7 +181,7 @@ static struct seen run_once(const char *source, const char *decl,
 }
 
 /* `handle` as the body of a function of event and ctx. */
-static struct seen run_body(const char *body, const char *payload)
+__attribute__((unused)) static struct seen run_body(const char *body, const char *payload)
 {
     char *source = xasprintf("return { handle = function(event, ctx) %s end }",
                              body);
