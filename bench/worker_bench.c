@@ -45,7 +45,8 @@ static void start(struct driver *d)
 {
     struct err err;
     char fds[64];
-    char *argv[] = {"worker", "--fds", fds, NULL};
+    char name[] = "worker", option[] = "--fds";
+    char *argv[] = {name, option, fds, NULL};
     int config = memory_file("{\"index\":0,\"settings\":{},\"log\":{}}");
 
     if (!channel_create(&d->ch, 4 << 20, 1 << 20, &err)) {
@@ -126,16 +127,15 @@ static void wait_for(struct driver *d, enum msg_kind kind)
 
 static void load(struct driver *d, const char *body)
 {
-    char *source = xasprintf("return { handle = function(event, ctx) %s end }",
-                             body);
-    json_t *bundle = json_pack(
-        "{s:s, s:s, s:s, s:{s:s}, s:{}, s:{}, s:{}}", "name", "bench",
-        "version", "1", "main", "handlers/bench.lua", "sources",
-        "handlers/bench.lua", source, "modules", "templates", "decl");
+    char *source =
+        xasprintf("return { handle = function(event, ctx) %s end }", body);
+    json_t *bundle =
+        json_pack("{s:s, s:s, s:s, s:{s:s}, s:{}, s:{}, s:{}}", "name", "bench",
+                  "version", "1", "main", "handlers/bench.lua", "sources",
+                  "handlers/bench.lua", source, "modules", "templates", "decl");
     char *text = json_dumps(bundle, 0);
 
-    write_text(&d->down, MSG_LOAD, 1, true,
-               (struct slice){text, strlen(text)});
+    write_text(&d->down, MSG_LOAD, 1, true, (struct slice){text, strlen(text)});
     publish(d);
     wait_for(d, MSG_LOADED);
     free(text);
@@ -154,14 +154,17 @@ static void make_event(char *text, size_t size)
         "\"2026-03-01T10:15:00.000000Z\",\"payload\":{\"number\":\"R-4711\","
         "\"customer\":{\"name\":\"Ann Example\",\"email\":\"ann@example.com\"},"
         "\"total\":59.9,\"currency\":\"USD\",\"items\":[{\"sku\":\"A-1\","
-        "\"name\":\"Thing\",\"quantity\":2,\"price\":\"19.95\"},{\"sku\":\"B-2\""
-        ",\"name\":\"Other thing\",\"quantity\":1,\"price\":\"20.00\"}],\"note\":"
+        "\"name\":\"Thing\",\"quantity\":2,\"price\":\"19.95\"},{\"sku\":\"B-"
+        "2\""
+        ",\"name\":\"Other "
+        "thing\",\"quantity\":1,\"price\":\"20.00\"}],\"note\":"
         "\"");
 
     while (n < 530)
         text[n++] = 'x';
-    snprintf(text + n, size - (size_t)n,
-             "\"},\"metadata\":{\"actorId\":\"u-1\",\"correlationId\":\"c-1\"}}");
+    snprintf(
+        text + n, size - (size_t)n,
+        "\"},\"metadata\":{\"actorId\":\"u-1\",\"correlationId\":\"c-1\"}}");
 }
 
 static void run(struct driver *d, long events)
@@ -182,8 +185,8 @@ static void run(struct driver *d, long events)
     while (d->done < events) {
         long before = d->sent + d->done;
 
-        for (int i = 0; i < 128 && d->sent < events &&
-                        d->sent - d->done < 2048; i++) {
+        for (int i = 0; i < 128 && d->sent < events && d->sent - d->done < 2048;
+             i++) {
             m.slot = (uint32_t)(d->sent % CHANNEL_SLOTS);
             m.lane = (uint64_t)d->sent % 500;
             if (!write_deliver(&d->down, &m))
@@ -218,10 +221,12 @@ int main(int argc, char **argv)
         atomic_store(&d.ch.control->host_alive_us, clock_mono_us());
     }
     getrusage(RUSAGE_CHILDREN, &usage);
-    printf("%ld events, %ld not acked, %.0f events/s, worker CPU %.3f us/event, "
-           "%ld MiB\n", d.done, d.bad, (double)events * 1e6 / (double)us,
-           ((double)usage.ru_utime.tv_sec * 1e6 +
-            (double)usage.ru_utime.tv_usec) / (double)events,
-           usage.ru_maxrss / 1024);
+    printf(
+        "%ld events, %ld not acked, %.0f events/s, worker CPU %.3f us/event, "
+        "%ld MiB\n",
+        d.done, d.bad, (double)events * 1e6 / (double)us,
+        ((double)usage.ru_utime.tv_sec * 1e6 + (double)usage.ru_utime.tv_usec) /
+            (double)events,
+        usage.ru_maxrss / 1024);
     return status;
 }

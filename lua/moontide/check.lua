@@ -354,7 +354,9 @@ local function together(self, decl)
   if has.handle and has.handle_batch then
     self:fail("handle_batch", "either handle or handle_batch, not both")
   end
-  if has.handle_batch and not decl.batch then self:fail("handle_batch", "needs batch = { max = … }") end
+  if has.handle_batch and not decl.batch then
+    self:fail("handle_batch", "needs batch = { max = … }")
+  end
   if decl.batch and not has.handle_batch then self:fail("batch", "needs handle_batch") end
   if not decl.subscribes then self:fail("subscribes", "is missing") end
   if decl.retry.cap_ms < decl.retry.base_ms then self:fail("retry.cap", "is below retry.base") end
@@ -362,7 +364,9 @@ end
 
 --- `from`: source, chunk, name, settings, defaults, trust_allow.
 return function(handler, from)
-  local self = setmetatable({ source = from.source, chunk = from.chunk, has = {}, config = {} }, Check)
+  local self = setmetatable({
+    source = from.source, chunk = from.chunk, has = {}, config = {},
+  }, Check)
   if rawtype(handler) ~= "table" then
     error(("%s:%d: a handler file returns a table, this one a %s"):format(from.chunk,
       self:line_of("return"), values.type(handler)), 0)

@@ -1,5 +1,8 @@
 #include "base/utf8.h"
 
+#include <stdint.h>
+#include <string.h>
+
 static bool is_tail(unsigned char c)
 {
     return (c & 0xc0) == 0x80;
@@ -44,9 +47,23 @@ size_t utf8_char_len(const char *ptr, size_t left)
     return len;
 }
 
+/* Bytes at the start that are plain ASCII, eight at a time. */
+static size_t ascii_len(const char *ptr, size_t len)
+{
+    size_t i = 0;
+    uint64_t word;
+
+    for (; i + 8 <= len; i += 8) {
+        memcpy(&word, ptr + i, 8);
+        if (word & 0x8080808080808080u)
+            break;
+    }
+    return i;
+}
+
 bool utf8_is_valid(const char *ptr, size_t len)
 {
-    for (size_t i = 0; i < len;) {
+    for (size_t i = ascii_len(ptr, len); i < len;) {
         size_t n = utf8_char_len(ptr + i, len - i);
 
         if (n == 0)

@@ -304,9 +304,6 @@ static bool open_embedded(struct host *h, char *incarnation, struct err *err)
     h->embedded = kafka_embedded_new(err);
     if (!h->embedded)
         return false;
-    log_warn("embedded Kafka: keeps little and forgets all, never for "
-             "production", "bootstrap=%s",
-             kafka_embedded_bootstrap(h->embedded));
     snprintf(incarnation, 17, "%016llx", (unsigned long long)random_u64());
     json_array_foreach(h->settings.kafka_topics, i, topic) {
         const char *name = json_string_value(topic);
@@ -544,6 +541,7 @@ static void tear_down(struct host *h)
     supervisor_free(h->supervisor);
     catalogue_free(h->catalogue);
     intake_free(h->intake);
+    h->intake = NULL; /* the pipeline may still say that all is quiet */
     pipeline_free(h->pipeline);
     flag_store_free(h->flag_store);
     delivery_store_free(h->deliveries);

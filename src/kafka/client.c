@@ -235,6 +235,8 @@ void kafka_wake_init(struct kafka_wake *wake, struct ev_loop *loop,
     wake->io.data = wake;
     ev_io_start(loop, &wake->io);
     rd_kafka_queue_io_event_enable(queue, fd, &one, sizeof(one));
+    /* It speaks on empty to not empty only: something may be there already. */
+    ev_feed_event(loop, &wake->io, EV_READ);
 }
 
 void kafka_wake_fini(struct kafka_wake *wake)

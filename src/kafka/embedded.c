@@ -4,6 +4,8 @@
 #include "base/mem.h"
 #include "kafka/client_internal.h"
 
+#include <pthread.h>
+#include <signal.h>
 #include <librdkafka/rdkafka_mock.h>
 #include <stdlib.h>
 
@@ -20,6 +22,21 @@ static void on_log(UNUSED const rd_kafka_t *rk, UNUSED int level,
     log_debug("embedded broker", "facility=%s text=" LOG_Q, facility, text);
 }
 
+/* The cluster's thread takes an interrupted poll(2) for the end and destroys
+ * the cluster (librdkafka 2.8.0, rdkafka_mock.c): no signal may reach it, least
+ * of all the SIGCHLD of a worker. A thread inherits the mask of its maker. */
+static rd_kafka_mock_cluster_t *new_cluster(rd_kafka_t *rk)
+{
+    rd_kafka_mock_cluster_t *cluster;
+    sigset_t all, before;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    cluster = rd_kafka_mock_cluster_new(rk, 1);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return cluster;
+}
+
 struct kafka_embedded *kafka_embedded_new(struct err *err)
 {
     struct kafka_embedded *e = xcalloc(1, sizeof(*e));
@@ -29,7 +46,7 @@ struct kafka_embedded *kafka_embedded_new(struct err *err)
     rd_kafka_conf_set_log_cb(conf, on_log);
     e->rk = rd_kafka_new(RD_KAFKA_PRODUCER, conf, text, sizeof(text));
     if (e->rk)
-        e->cluster = rd_kafka_mock_cluster_new(e->rk, 1);
+        e->cluster = new_cluster(e->rk);
     else
         rd_kafka_conf_destroy(conf);
     if (e->cluster) {

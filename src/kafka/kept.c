@@ -83,8 +83,11 @@ void kafka_kept_free(struct kafka_kept *kept)
 
 struct slice kafka_kept_header(const struct kafka_kept *kept, const char *name)
 {
+    size_t len = strlen(name);
+
     for (size_t i = 0; i < kept->nheaders; i++)
-        if (strcmp(kept->headers[i].name.ptr, name) == 0)
+        if (kept->headers[i].name.len == len &&
+            memcmp(kept->headers[i].name.ptr, name, len) == 0)
             return kept->headers[i].value;
     return (struct slice){NULL, 0};
 }

@@ -79,8 +79,8 @@ static void note_file(struct builder *b, const char *path, struct slice text)
     char hex[SHA256_HEX_SIZE];
 
     digest_sha256(text, hex);
-    json_array_append_new(b->files, json_pack("{s:s, s:s}", "path", path,
-                                              "sha256", hex));
+    json_array_append_new(b->files,
+                          json_pack("{s:s, s:s}", "path", path, "sha256", hex));
 }
 
 /* Read a file into `to` under `key`. */
@@ -138,9 +138,8 @@ static bool find_module(struct builder *b, const char *name)
     size_t beside = slash ? (size_t)(slash - b->path) : 1;
     const char *dir = slash ? b->path : ".";
 
-    if (b->root &&
-        (try_module(b, b->root, strlen(b->root), name, ".lua") ||
-         try_module(b, b->root, strlen(b->root), name, "/init.lua")))
+    if (b->root && (try_module(b, b->root, strlen(b->root), name, ".lua") ||
+                    try_module(b, b->root, strlen(b->root), name, "/init.lua")))
         return true;
     return try_module(b, dir, beside, name, ".lua");
 }
@@ -212,8 +211,8 @@ int bundle_push_module(lua_State *L, struct vm *vm, const char *name)
 bool bundle_push_template(lua_State *L, struct vm *vm, const char *path)
 {
     struct builder *b = vm->builder;
-    json_t *all = b ? b->template_texts
-                    : json_object_get(vm->bundle, "templates");
+    json_t *all =
+        b ? b->template_texts : json_object_get(vm->bundle, "templates");
     json_t *text = json_object_get(all, path);
 
     if (!text && b && find_template(b, path))

@@ -17,10 +17,10 @@ struct vm;
 
 /* The folders of a bundle being built, and what was read so far. */
 struct builder {
-    char main[256];         /* chunk name: folder and file */
-    bool is_config;         /* the configuration file: with os.getenv */
-    struct spec *spec;      /* what moontide.testing works on */
-    bool is_spec;           /* a spec file: with moontide.testing */
+    char main[256];        /* chunk name: folder and file */
+    bool is_config;        /* the configuration file: with os.getenv */
+    struct spec *spec;     /* what moontide.testing works on */
+    bool is_spec;          /* a spec file: with moontide.testing */
     const char *path;      /* of the handler's file, as given */
     const char *root;      /* folder of shared modules, or NULL */
     const char *templates; /* folder, or NULL */
@@ -32,8 +32,7 @@ int bundle_push_main(struct lua_State *L, struct vm *vm);
 /* → text, chunk name | nil, why */
 int bundle_push_module(struct lua_State *L, struct vm *vm, const char *name);
 /* → text; false and nothing when there is none */
-bool bundle_push_template(struct lua_State *L, struct vm *vm,
-                          const char *path);
+bool bundle_push_template(struct lua_State *L, struct vm *vm, const char *path);
 
 void builder_init(struct builder *b, const char *path, const char *root,
                   const char *templates);

@@ -10,7 +10,8 @@
  */
 struct doc_parser {
     simdjson::dom::parser parser{};
-    struct doc *holder = nullptr; /* whose document lies in the parser's memory */
+    struct doc *holder =
+        nullptr; /* whose document lies in the parser's memory */
 };
 
 /* More than this is given back once the document has gone. */
@@ -36,8 +37,8 @@ static bool is_digit(char c)
 /* Do the digits at `at` go beyond 64 bits? */
 static bool is_too_wide(const char *at, size_t len, bool is_negative)
 {
-    const char *most = is_negative ? "9223372036854775808"
-                                   : "18446744073709551615";
+    const char *most =
+        is_negative ? "9223372036854775808" : "18446744073709551615";
     size_t most_len = strlen(most);
 
     return len > most_len ||

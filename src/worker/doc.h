@@ -75,14 +75,11 @@ static inline uint32_t node_after(const struct doc *doc, uint32_t node)
 {
     switch (node_type(doc, node)) {
     case NODE_OBJECT:
-    case NODE_ARRAY:
-        return (uint32_t)doc->tape[node];
+    case NODE_ARRAY: return (uint32_t)doc->tape[node];
     case NODE_INT:
     case NODE_UINT:
-    case NODE_DOUBLE:
-        return node + 2;
-    default:
-        return node + 1;
+    case NODE_DOUBLE: return node + 2;
+    default: return node + 1;
     }
 }
 
@@ -95,8 +92,7 @@ static inline bool node_is_end(const struct doc *doc, uint32_t node)
 
 static inline struct slice node_text(const struct doc *doc, uint32_t node)
 {
-    const uint8_t *at =
-        doc->strings + (doc->tape[node] & 0x00ffffffffffffffu);
+    const uint8_t *at = doc->strings + (doc->tape[node] & 0x00ffffffffffffffu);
     uint32_t len;
 
     memcpy(&len, at, sizeof(len));
@@ -144,12 +140,12 @@ struct slice doc_locate(const struct doc *doc, uint32_t node);
 struct doc_iter {
     const struct doc *doc;
     const char *at, *end;
-    uint32_t node;      /* of the next member: its key in an object */
+    uint32_t node; /* of the next member: its key in an object */
     bool is_object;
 };
 
 struct doc_member {
-    uint32_t key;  /* node, 0 in arrays */
+    uint32_t key; /* node, 0 in arrays */
     uint32_t node;
     struct slice key_text; /* with its quotes */
     struct slice text;

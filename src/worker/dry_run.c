@@ -73,8 +73,8 @@ static void on_loaded(struct unit *unit, const struct err *err)
         trial->trouble = *err;
 }
 
-static bool trial_start(struct trial *trial, struct runtime *rt,
-                        json_t *bundle, struct err *err)
+static bool trial_start(struct trial *trial, struct runtime *rt, json_t *bundle,
+                        struct err *err)
 {
     *trial = (struct trial){.runs = json_array()};
     rt->owner = trial;
@@ -139,7 +139,8 @@ json_t *probe_dry_run(struct runtime *rt, json_t *bundle, const json_t *events,
         return NULL;
     }
     if (trial_start(&trial, rt, bundle, err)) {
-        json_array_foreach(events, i, event) {
+        json_array_foreach(events, i, event)
+        {
             char *text = json_dumps(event, JSON_COMPACT | JSON_ENCODE_ANY);
 
             offer(&trial, text);
@@ -158,8 +159,8 @@ json_t *probe_dry_run(struct runtime *rt, json_t *bundle, const json_t *events,
 
 /* --- specs ---------------------------------------------------------------------------- */
 
-#define MAX_TRIALS      256
-#define SPEC_LIMIT_MS   30000
+#define MAX_TRIALS    256
+#define SPEC_LIMIT_MS 30000
 
 /* The handlers that a spec made, and what it was called with. */
 struct spec {
@@ -219,8 +220,8 @@ static json_t *handler_request(const struct spec *spec, const char *name,
     const char *slash = strrchr(path, '/');
     json_t *request = json_copy((json_t *)(uintptr_t)spec->request);
     json_t *settings = json_object();
-    char *sibling = xasprintf("%.*s%s.lua",
-                              slash ? (int)(slash - path) + 1 : 0, path, name);
+    char *sibling = xasprintf("%.*s%s.lua", slash ? (int)(slash - path) + 1 : 0,
+                              path, name);
 
     json_object_set_new(request, "path", json_string(sibling));
     json_object_set_new(settings, "config", json_loads(config, 0, NULL));
@@ -311,8 +312,8 @@ static char *result_text(struct trial *trial)
 
     json_array_foreach(trial->runs, i, run)
         json_array_extend(effects, json_object_get(run, "effects"));
-    result = json_pack("{s:O, s:o}", "verdicts", trial->runs, "effects",
-                       effects);
+    result =
+        json_pack("{s:O, s:o}", "verdicts", trial->runs, "effects", effects);
     text = json_dumps(result, JSON_COMPACT);
     json_decref(result);
     return text;
@@ -375,9 +376,9 @@ static int take_results(lua_State *L)
 static json_t *run_spec(struct runtime *rt, struct builder *builder,
                         struct err *err)
 {
-    json_t *bundle = json_pack("{s:s, s:s, s:{}, s:i}", "name", "spec",
-                               "version", "spec", "decl", "soft_limit_ms",
-                               SPEC_LIMIT_MS);
+    json_t *bundle =
+        json_pack("{s:s, s:s, s:{}, s:i}", "name", "spec", "version", "spec",
+                  "decl", "soft_limit_ms", SPEC_LIMIT_MS);
     struct vm *vm = vm_new_building(rt, bundle, builder, err);
     json_t *results = NULL;
 

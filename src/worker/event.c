@@ -19,28 +19,28 @@ struct event_ref {
 };
 
 /* Fields in the order of how often handlers read them. */
-#define FIELDS(X)                                                              \
-    X(PAYLOAD, "payload")                                                      \
-    X(TYPE, "type")                                                            \
-    X(AGGREGATE_ID, "aggregate_id")                                            \
-    X(ID, "id")                                                                \
-    X(METADATA, "metadata")                                                    \
-    X(AGGREGATE_TYPE, "aggregate_type")                                        \
-    X(OCCURRED_AT, "occurred_at")                                              \
-    X(OCCURRED_AT_US, "occurred_at_us")                                        \
-    X(VERSION, "version")                                                      \
-    X(AGGREGATE_VERSION, "aggregate_version")                                  \
-    X(SOURCE, "source")                                                        \
-    X(ATTEMPT, "attempt")                                                      \
-    X(RAW, "raw")                                                              \
-    X(TRACEPARENT, "traceparent")                                              \
+#define FIELDS(X)                             \
+    X(PAYLOAD, "payload")                     \
+    X(TYPE, "type")                           \
+    X(AGGREGATE_ID, "aggregate_id")           \
+    X(ID, "id")                               \
+    X(METADATA, "metadata")                   \
+    X(AGGREGATE_TYPE, "aggregate_type")       \
+    X(OCCURRED_AT, "occurred_at")             \
+    X(OCCURRED_AT_US, "occurred_at_us")       \
+    X(VERSION, "version")                     \
+    X(AGGREGATE_VERSION, "aggregate_version") \
+    X(SOURCE, "source")                       \
+    X(ATTEMPT, "attempt")                     \
+    X(RAW, "raw")                             \
+    X(TRACEPARENT, "traceparent")             \
     X(CORRELATION_ID, "correlation_id")
 
 enum field {
 #define X(id, name) FIELD_##id,
     FIELDS(X)
 #undef X
-    FIELD_COUNT,
+        FIELD_COUNT,
 };
 
 static const char *const field_names[] = {
@@ -176,17 +176,10 @@ static bool parse_body(struct event *ev, struct runtime *rt)
     if (!doc_parse(rt->parser, &ev->body.doc, ev->d.body, true, &err))
         return fail(ev, "the body", err.msg);
     switch (ev->d.form) {
-    case BODY_PAYLOAD:
-        ev->payload = DOC_ROOT;
-        break;
-    case BODY_NATIVE:
-        ev->payload = find(ev, "payload");
-        break;
-    case BODY_CLOUDEVENTS:
-        ev->payload = find(ev, "data");
-        break;
-    case BODY_BINARY:
-        break;
+    case BODY_PAYLOAD: ev->payload = DOC_ROOT; break;
+    case BODY_NATIVE: ev->payload = find(ev, "payload"); break;
+    case BODY_CLOUDEVENTS: ev->payload = find(ev, "data"); break;
+    case BODY_BINARY: break;
     }
     return true;
 }
@@ -317,8 +310,8 @@ static int take_slot(struct vm *vm)
         return vm->free_slots[--vm->free_slots_len];
     if (++vm->last_slot >= vm->free_slots_cap) {
         vm->free_slots_cap = vm->free_slots_cap ? vm->free_slots_cap * 2 : 64;
-        vm->free_slots = xrealloc(vm->free_slots, (size_t)vm->free_slots_cap *
-                                                      sizeof(int));
+        vm->free_slots =
+            xrealloc(vm->free_slots, (size_t)vm->free_slots_cap * sizeof(int));
     }
     return vm->last_slot;
 }
@@ -389,14 +382,26 @@ static void push_parsed_metadata(lua_State *L, struct event *ev)
 static void push_extensions(lua_State *L, struct event *ev)
 {
     static const char *const ours[][2] = {
-        {"correlationid", "correlationId"}, {"causationid", "causationId"},
-        {"actorid", "actorId"},             {"sourcemodule", "sourceModule"},
+        {"correlationid", "correlationId"},
+        {"causationid", "causationId"},
+        {"actorid", "actorId"},
+        {"sourcemodule", "sourceModule"},
         {"relatesto", "relatesTo"},
     };
-    static const char *const attributes[] = {
-        "id", "type", "source", "specversion", "subject", "time", "data",
-        "data_base64", "datacontenttype", "dataschema", "dataversion",
-        "aggregatetype", "aggregateversion", "metadata"};
+    static const char *const attributes[] = {"id",
+                                             "type",
+                                             "source",
+                                             "specversion",
+                                             "subject",
+                                             "time",
+                                             "data",
+                                             "data_base64",
+                                             "datacontenttype",
+                                             "dataschema",
+                                             "dataversion",
+                                             "aggregatetype",
+                                             "aggregateversion",
+                                             "metadata"};
     const struct doc *doc = &ev->body.doc;
     uint32_t at = DOC_ROOT + 1;
 
@@ -429,8 +434,8 @@ static int push_metadata(lua_State *L, struct event *ev)
     if (ev->d.facts[FACT_METADATA].ptr) {
         push_parsed_metadata(L, ev);
     } else {
-        bool is_envelope = ev->d.form == BODY_NATIVE ||
-                           ev->d.form == BODY_CLOUDEVENTS;
+        bool is_envelope =
+            ev->d.form == BODY_NATIVE || ev->d.form == BODY_CLOUDEVENTS;
 
         if (is_envelope) {
             need_body(L, ev);
@@ -464,8 +469,7 @@ static int push_source(lua_State *L, struct event *ev)
         slash = memrchr(partition.ptr, '/', partition.len);
         if (slash)
             partition = (struct slice){
-                slash + 1,
-                (size_t)(partition.ptr + partition.len - slash - 1)};
+                slash + 1, (size_t)(partition.ptr + partition.len - slash - 1)};
         lua_pushlstring(L, partition.ptr, partition.len);
         lua_pushinteger(L, (int)lua_tointeger(L, -1));
         lua_remove(L, -2);

@@ -16,12 +16,12 @@
 struct event {
     struct list link; /* for whoever holds it */
     struct delivery_msg d;
-    struct vm *vm;     /* where its Lua values are; NULL: none were made */
+    struct vm *vm; /* where its Lua values are; NULL: none were made */
     struct doc_owner body, metadata;
     uint64_t generation;
-    uint32_t payload;  /* node in body; 0: none */
-    int slot;          /* of its values in the vm's REF_PAYLOADS; 0: none */
-    void *copy;        /* heap copy of the bytes */
+    uint32_t payload; /* node in body; 0: none */
+    int slot;         /* of its values in the vm's REF_PAYLOADS; 0: none */
+    void *copy;       /* heap copy of the bytes */
     bool is_parsed;
     bool is_undecodable; /* touched, and no JSON: dead, whatever is returned */
     bool has_begun;      /* its Lua ran */

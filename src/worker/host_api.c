@@ -64,9 +64,10 @@ static int l_template_source(lua_State *L)
     if (bundle_push_template(L, vm, path))
         return 1;
     if (vm->phase != PHASE_LOADING)
-        return luaL_error(L, "template.load of '%s' cannot be called in %s "
-                          "(only in: loading)", path,
-                          vm_phase_name(vm->phase));
+        return luaL_error(L,
+                          "template.load of '%s' cannot be called in %s "
+                          "(only in: loading)",
+                          path, vm_phase_name(vm->phase));
     return luaL_error(L, "template '%s' not found", path);
 }
 
@@ -180,7 +181,7 @@ static int l_idempotency_key(lua_State *L)
         id = event_fact(ev, vm->rt, FACT_ID);
     } else {
         return luaL_error(L, "idempotency_key needs an event: in a batch give "
-                          "it as the second argument");
+                             "it as the second argument");
     }
     snprintf(number, sizeof(number), "%d", vm->task ? vm->task->calls : 0);
     if (lua_isnil(L, 1) && vm->task)
@@ -337,7 +338,7 @@ static int push_answer(lua_State *L, void *arg)
 void runtime_reply(struct runtime *rt, uint32_t id, bool ok,
                    struct slice answer)
 {
-    list_foreach(at, &rt->calls) {
+    list_foreach (at, &rt->calls) {
         struct call *call = CONTAINER_OF(at, struct call, link);
 
         if (call->id != id)
@@ -401,9 +402,8 @@ static int l_ctx_newindex(lua_State *L)
 
 void ctx_open(lua_State *L, struct vm *vm)
 {
-    static const luaL_Reg meta[] = {{"__index", l_ctx_index},
-                                    {"__newindex", l_ctx_newindex},
-                                    {NULL, NULL}};
+    static const luaL_Reg meta[] = {
+        {"__index", l_ctx_index}, {"__newindex", l_ctx_newindex}, {NULL, NULL}};
 
     lua_newuserdata(L, 1);
     lua_newtable(L);
@@ -447,12 +447,18 @@ static const struct {
     int (*open)(lua_State *L);
     bool is_public; /* as it is: no Lua half */
 } parts[] = {
-    {"json", json_open, true},       {"text", text_open, true},
-    {"time", time_open, true},       {"crypto", crypto_open, true},
-    {"uuid", uuid_open, true},       {"metric", metric_open, true},
-    {"log", log_open, true},         {"timer", timer_open, true},
-    {"pattern", pattern_open, false}, {"db", api_db_open, false},
-    {"http", api_http_open, false},  {"mail", api_mail_open, false},
+    {"json", json_open, true},
+    {"text", text_open, true},
+    {"time", time_open, true},
+    {"crypto", crypto_open, true},
+    {"uuid", uuid_open, true},
+    {"metric", metric_open, true},
+    {"log", log_open, true},
+    {"timer", timer_open, true},
+    {"pattern", pattern_open, false},
+    {"db", api_db_open, false},
+    {"http", api_http_open, false},
+    {"mail", api_mail_open, false},
     {"events", api_events_open, false},
 };
 
@@ -541,4 +547,3 @@ int host_open(lua_State *L)
     lua_setfield(L, -2, "api_yield");
     return 1;
 }
-

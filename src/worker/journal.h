@@ -16,21 +16,21 @@ struct lua_State;
 
 enum effect_mode { MODE_PERFORM, MODE_RECORD, MODE_TEST };
 
-#define EFFECT_CLASSES(X)                                                      \
-    X(SQL, "sql")                                                              \
-    X(HTTP, "http")                                                            \
-    X(MAIL, "mail")                                                            \
-    X(KAFKA, "kafka")                                                          \
-    X(REDIS, "redis")                                                          \
-    X(EVENTS, "events")                                                        \
-    X(STATE, "state")                                                          \
+#define EFFECT_CLASSES(X) \
+    X(SQL, "sql")         \
+    X(HTTP, "http")       \
+    X(MAIL, "mail")       \
+    X(KAFKA, "kafka")     \
+    X(REDIS, "redis")     \
+    X(EVENTS, "events")   \
+    X(STATE, "state")     \
     X(METRIC, "metric")
 
 enum effect_class {
 #define X(id, name) EFFECT_##id,
     EFFECT_CLASSES(X)
 #undef X
-    EFFECT_COUNT,
+        EFFECT_COUNT,
 };
 
 const char *effect_class_name(enum effect_class class);

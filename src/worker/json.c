@@ -356,19 +356,15 @@ static bool put_value(struct out *o, int index)
     bool ok;
 
     switch (lua_type(o->L, index)) {
-    case LUA_TNIL:
-        buf_add_text(o->buf, "null");
-        return true;
+    case LUA_TNIL: buf_add_text(o->buf, "null"); return true;
     case LUA_TBOOLEAN:
         buf_add_text(o->buf, lua_toboolean(o->L, index) ? "true" : "false");
         return true;
-    case LUA_TNUMBER:
-        return put_number(o, lua_tonumber(o->L, index));
+    case LUA_TNUMBER: return put_number(o, lua_tonumber(o->L, index));
     case LUA_TSTRING:
         s.ptr = lua_tolstring(o->L, index, &s.len);
         return put_string(o, s);
-    default:
-        break;
+    default: break;
     }
     if (vm_is_null(o->L, index)) {
         buf_add_text(o->buf, "null");
@@ -403,8 +399,8 @@ bool vm_encode(lua_State *L, int index, struct buf *out, struct err *err)
 void vm_encode_shown(lua_State *L, int index, struct buf *out)
 {
     struct err err;
-    struct out o = {.L = L, .vm = vm_of(L), .buf = out, .err = &err,
-                    .is_shown = true};
+    struct out o = {
+        .L = L, .vm = vm_of(L), .buf = out, .err = &err, .is_shown = true};
 
     if (!put_value(&o, index))
         buf_add_text(out, "null");
@@ -614,8 +610,8 @@ static int l_raw(lua_State *L)
 int json_open(lua_State *L)
 {
     static const luaL_Reg functions[] = {
-        {"encode", l_encode},   {"decode", l_decode}, {"is_null", l_is_null},
-        {"array", l_array},     {"text", l_text},     {"raw", l_raw},
+        {"encode", l_encode}, {"decode", l_decode}, {"is_null", l_is_null},
+        {"array", l_array},   {"text", l_text},     {"raw", l_raw},
         {NULL, NULL},
     };
 

@@ -24,7 +24,7 @@ void metrics_stored(struct metrics_out *m, double seconds);
 /* A handler's own metric. `labels` is taken; false when there are too many
  * series: the value was dropped. */
 bool metrics_custom(struct metrics_out *m, const char *kind, const char *name,
-                 const char *help, json_t *labels, double value);
+                    const char *help, json_t *labels, double value);
 
 /* The message, or NULL without news; what was added starts from 0 again.
  * Gives. Reads memory and CPU of the runtime's VMs. */

@@ -59,7 +59,8 @@ static int l_hex(lua_State *L)
 {
     static const char digits[] = "0123456789abcdef";
     size_t len;
-    const unsigned char *s = (const unsigned char *)luaL_checklstring(L, 1, &len);
+    const unsigned char *s =
+        (const unsigned char *)luaL_checklstring(L, 1, &len);
     luaL_Buffer b;
 
     luaL_buffinit(L, &b);

@@ -115,9 +115,11 @@ static int make_metric(lua_State *L, const char *kind)
     const char *name = luaL_checkstring(L, 1);
     size_t len = strlen(name);
 
-    luaL_argcheck(L, len && len < 100 && strspn(name,
-                  "abcdefghijklmnopqrstuvwxyz0123456789_") == len, 1,
-                  "a metric's name has letters, digits and _ only");
+    luaL_argcheck(L,
+                  len && len < 100 &&
+                      strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_") ==
+                          len,
+                  1, "a metric's name has letters, digits and _ only");
     lua_settop(L, 2);
     lua_newtable(L);
     lua_pushstring(L, kind);
@@ -254,10 +256,8 @@ static int l_observe(lua_State *L)
 
 int metric_open(lua_State *L)
 {
-    static const luaL_Reg methods[] = {{"inc", l_inc},
-                                       {"set", l_set},
-                                       {"observe", l_observe},
-                                       {NULL, NULL}};
+    static const luaL_Reg methods[] = {
+        {"inc", l_inc}, {"set", l_set}, {"observe", l_observe}, {NULL, NULL}};
     static const luaL_Reg functions[] = {{"counter", l_counter},
                                          {"gauge", l_gauge},
                                          {"histogram", l_histogram},

@@ -152,8 +152,8 @@ static int l_redact(lua_State *L)
 int text_open(lua_State *L)
 {
     static const luaL_Reg functions[] = {
-        {"trim", l_trim},     {"split", l_split},
-        {"redact", l_redact}, {"starts_with", l_starts_with},
+        {"trim", l_trim},           {"split", l_split},
+        {"redact", l_redact},       {"starts_with", l_starts_with},
         {"ends_with", l_ends_with}, {NULL, NULL},
     };
 

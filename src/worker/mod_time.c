@@ -21,8 +21,8 @@ static int l_parse(lua_State *L)
     int64_t us = clock_parse(text, len);
 
     if (us == INT64_MIN)
-        return push_err(L, CLASS_PERMANENT, "time", "%.100s is no RFC 3339 time",
-                        text);
+        return push_err(L, CLASS_PERMANENT, "time",
+                        "%.100s is no RFC 3339 time", text);
     vm_push_int64(L, us);
     return 1;
 }
@@ -34,9 +34,9 @@ static int64_t check_us(lua_State *L, int index)
     if (vm_to_int64(L, index, &us))
         return us;
     us = (int64_t)luaL_checknumber(L, index);
-    luaL_argcheck(L, us > -(int64_t)62135596800000000 &&
-                         us < (int64_t)253402300800000000,
-                  index, "a time between the years 1 and 9999 expected");
+    luaL_argcheck(
+        L, us > -(int64_t)62135596800000000 && us < (int64_t)253402300800000000,
+        index, "a time between the years 1 and 9999 expected");
     return us;
 }
 

@@ -10,11 +10,11 @@
 
 #include <ctype.h>
 
-#define MAX_CAPTURES 32
+#define MAX_CAPTURES  32
 #define MAX_RECURSION 200
-#define MAX_STEPS 10000000L /* about 50 ms */
+#define MAX_STEPS     10000000L /* about 50 ms */
 
-#define CAPTURE_OPEN -1
+#define CAPTURE_OPEN     -1
 #define CAPTURE_POSITION -2
 
 struct match {
@@ -256,14 +256,11 @@ static const char *match_single(struct match *m, const char **s, const char **p,
         *p = end + 1;
         *go_on = true;
         return NULL;
-    case '*':
-        return expand_most(m, *s, *p, end);
+    case '*': return expand_most(m, *s, *p, end);
     case '+':
-        return single_matches(m, *s, *p, end)
-                   ? expand_most(m, *s + 1, *p, end)
-                   : NULL;
-    case '-':
-        return expand_least(m, *s, *p, end);
+        return single_matches(m, *s, *p, end) ? expand_most(m, *s + 1, *p, end)
+                                              : NULL;
+    case '-': return expand_least(m, *s, *p, end);
     default:
         if (!single_matches(m, *s, *p, end))
             return NULL;
@@ -492,8 +489,8 @@ static int l_gsub(lua_State *L)
     struct slice repl;
     lua_Number limit = luaL_optnumber(L, 4, (lua_Number)len + 1);
     bool is_anchored = p_len && *p == '^';
-    struct match m = {.L = L, .src = s, .src_end = s + len,
-                      .pat_end = p + p_len};
+    struct match m = {
+        .L = L, .src = s, .src_end = s + len, .pat_end = p + p_len};
     struct buf *out;
     lua_Integer n = 0;
 
@@ -529,10 +526,8 @@ static int l_gsub(lua_State *L)
 
 int pattern_open(lua_State *L)
 {
-    static const luaL_Reg functions[] = {{"find", l_find},
-                                         {"match", l_match},
-                                         {"gsub", l_gsub},
-                                         {NULL, NULL}};
+    static const luaL_Reg functions[] = {
+        {"find", l_find}, {"match", l_match}, {"gsub", l_gsub}, {NULL, NULL}};
 
     luaL_newlib(L, functions);
     return 1;

@@ -42,8 +42,7 @@ static bool name_of(const char *path, char *name, size_t size, struct err *err)
 
     if (len > 4 && strcmp(base + len - 4, ".lua") == 0)
         len -= 4;
-    if (len == 0 || len > 63 || len >= size || base[0] < 'a' ||
-        base[0] > 'z' ||
+    if (len == 0 || len > 63 || len >= size || base[0] < 'a' || base[0] > 'z' ||
         strspn(base, "abcdefghijklmnopqrstuvwxyz0123456789_") < len)
         return err_set(err, ERR_PERMANENT,
                        "%s: a handler's name is [a-z][a-z0-9_]{0,62}", path);
@@ -75,8 +74,8 @@ static int check(lua_State *L)
     struct vm *vm = vm_of(L);
     struct checking *c = vm->call.arg;
     const json_t *trust = json_object_get(c->request, "trust_allow");
-    const json_t *source = json_object_get(c->builder->sources,
-                                           c->builder->main);
+    const json_t *source =
+        json_object_get(c->builder->sources, c->builder->main);
 
     vm_push_ref(L, vm, REF_HOST);
     lua_getfield(L, -1, "require");
@@ -103,10 +102,10 @@ static int check(lua_State *L)
 
 static void set_version(json_t *bundle)
 {
-    json_t *parts = json_pack(
-        "[OOOO]", json_object_get(bundle, "decl"),
-        json_object_get(bundle, "sources"), json_object_get(bundle, "modules"),
-        json_object_get(bundle, "templates"));
+    json_t *parts = json_pack("[OOOO]", json_object_get(bundle, "decl"),
+                              json_object_get(bundle, "sources"),
+                              json_object_get(bundle, "modules"),
+                              json_object_get(bundle, "templates"));
     char *text = json_dumps(parts, JSON_SORT_KEYS | JSON_COMPACT);
     char hex[SHA256_HEX_SIZE];
 
@@ -121,11 +120,11 @@ static json_t *finish_bundle(const struct checking *c)
     const json_t *defaults = json_object_get(c->request, "defaults");
     json_t *soft = json_object_get(defaults, "soft_limit_ms");
     json_t *memory = json_object_get(defaults, "memory_limit");
-    json_t *bundle = json_pack(
-        "{s:s, s:s, s:O, s:O, s:O, s:O, s:O}", "name", c->name, "main",
-        c->builder->main, "decl", c->decl, "files", c->builder->files,
-        "sources", c->builder->sources, "modules", c->builder->modules,
-        "templates", c->builder->template_texts);
+    json_t *bundle =
+        json_pack("{s:s, s:s, s:O, s:O, s:O, s:O, s:O}", "name", c->name,
+                  "main", c->builder->main, "decl", c->decl, "files",
+                  c->builder->files, "sources", c->builder->sources, "modules",
+                  c->builder->modules, "templates", c->builder->template_texts);
 
     if (json_is_integer(soft))
         json_object_set(bundle, "soft_limit_ms", soft);
@@ -139,11 +138,11 @@ static json_t *finish_bundle(const struct checking *c)
 static json_t *provisional(const char *name, const json_t *request,
                            int64_t soft_limit_ms)
 {
-    json_t *memory = json_object_get(json_object_get(request, "defaults"),
-                                     "memory_limit");
-    json_t *bundle = json_pack("{s:s, s:s, s:{}, s:I}", "name", name,
-                               "version", "loading", "decl", "soft_limit_ms",
-                               (json_int_t)soft_limit_ms);
+    json_t *memory =
+        json_object_get(json_object_get(request, "defaults"), "memory_limit");
+    json_t *bundle =
+        json_pack("{s:s, s:s, s:{}, s:I}", "name", name, "version", "loading",
+                  "decl", "soft_limit_ms", (json_int_t)soft_limit_ms);
 
     if (json_is_integer(memory))
         json_object_set(bundle, "memory_limit", memory);
@@ -291,7 +290,8 @@ static void write_answer(json_t *answer, const struct err *err)
     else
         answer = json_pack("{s:b, s:s}", "ok", 0, "error", err->msg);
     if (!answer) /* the message was not UTF-8 */
-        answer = json_pack("{s:b, s:s}", "ok", 0, "error", "an error whose "
+        answer = json_pack("{s:b, s:s}", "ok", 0, "error",
+                           "an error whose "
                            "message is not UTF-8");
     text = json_dumps(answer, JSON_COMPACT);
     fputs(text, stdout);

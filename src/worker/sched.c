@@ -188,8 +188,8 @@ static void end_stray(struct task *task)
 
 static void end_failed(struct task *task)
 {
-    struct outcome o = {.verdict = VERDICT_RETRY, .class = CLASS_BUG,
-                        .after_ms = -1};
+    struct outcome o = {
+        .verdict = VERDICT_RETRY, .class = CLASS_BUG, .after_ms = -1};
 
     outcome_of_error(task, &o);
     task_end(task, &o);
@@ -265,8 +265,10 @@ struct task *task_enter(lua_State *L, const char *what)
         luaL_error(L, "%s cannot be called while loading (only in: handle)",
                    what);
     if (!lua_isyieldable(L))
-        luaL_error(L, "%s cannot be called inside a callback such as "
-                      "__tostring (only in: handle)", what);
+        luaL_error(L,
+                   "%s cannot be called inside a callback such as "
+                   "__tostring (only in: handle)",
+                   what);
     return vm->task;
 }
 
@@ -315,8 +317,8 @@ static int push_results(lua_State *L)
 
 static void fail_resumed(struct task *task, const struct err *err)
 {
-    struct outcome o = {.verdict = VERDICT_RETRY, .class = CLASS_BUG,
-                        .after_ms = -1};
+    struct outcome o = {
+        .verdict = VERDICT_RETRY, .class = CLASS_BUG, .after_ms = -1};
 
     if (task->vm->killed || task->vm->out_of_memory)
         outcome_limit(task->vm, &o);
@@ -396,9 +398,8 @@ void outcome_read(lua_State *L, int first, struct outcome *o)
         class_parse(class, &o->class);
     snprintf(o->code, sizeof(o->code), "%s", code ? code : "");
     o->reason = copy_text(L, first + 3, REASON_MAX);
-    o->after_ms = lua_isnumber(L, first + 4)
-                      ? (int64_t)lua_tonumber(L, first + 4)
-                      : -1;
+    o->after_ms =
+        lua_isnumber(L, first + 4) ? (int64_t)lua_tonumber(L, first + 4) : -1;
     if (lua_isstring(L, first + 5)) {
         free(o->traceback);
         o->traceback = copy_text(L, first + 5, TRACEBACK_MAX);

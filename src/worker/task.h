@@ -23,18 +23,18 @@ struct outcome {
 void outcome_fini(struct outcome *o);
 
 struct task {
-    struct list link;  /* in vm->busy or vm->spare */
+    struct list link; /* in vm->busy or vm->spare */
     struct vm *vm;
     lua_State *co;
     int co_ref;
     struct list owned; /* struct owned, newest first */
     struct owned *waiting;
-    struct event *event;   /* the delivery; NULL for batches and calls */
-    struct event **batch;  /* events of a batch */
+    struct event *event;  /* the delivery; NULL for batches and calls */
+    struct event **batch; /* events of a batch */
     int batch_len;
-    int calls;       /* for idempotency keys */
-    int verdicts;    /* made by ctx and not yet seen */
-    int tx_ref;      /* ctx.tx in the registry, or LUA_NOREF */
+    int calls;          /* for idempotency keys */
+    int verdicts;       /* made by ctx and not yet seen */
+    int tx_ref;         /* ctx.tx in the registry, or LUA_NOREF */
     struct buf effects; /* recorded, JSON objects with commas */
     bool is_duplicate;
     bool was_suspended;
@@ -66,7 +66,5 @@ void outcome_of_error(struct task *task, struct outcome *o);
  * kind, class, code, reason, after, traceback. Raises nothing. */
 void outcome_read(lua_State *L, int first, struct outcome *o);
 void outcome_limit(const struct vm *vm, struct outcome *o);
-
-
 
 #endif

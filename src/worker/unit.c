@@ -1,4 +1,4 @@
-#include "worker/unit.h"
+#include "worker/unit_internal.h"
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -11,266 +11,6 @@
 #include <stdlib.h>
 
 static const char component[] = "handler";
-
-#define LANE_BUCKETS 512
-
-/* Exists while a delivery of it runs or waits, or while it is broken. */
-struct lane {
-    struct lane *next; /* in its bucket */
-    uint64_t id;
-    bool is_busy, is_broken;
-    struct list waiting; /* events behind the one that runs */
-    uint64_t broken_at;  /* bytes written up when the verdict was */
-    uint64_t read_until; /* bytes down that must be read before forgetting */
-};
-
-struct unit {
-    struct runtime *rt;
-    uint32_t id;
-    json_t *bundle;
-    struct vm *vm;
-    enum unit_state state;
-    struct err trouble; /* of UNIT_BROKEN */
-    void (*on_loaded)(struct unit *unit, const struct err *err);
-    void (*on_unloaded)(struct unit *unit);
-
-    int running;     /* deliveries inside tasks; a batch counts as one */
-    int concurrency;
-    struct list waiting; /* events that may run as soon as there is room */
-    int n_waiting;
-    const struct delivery_msg *offered;
-
-    struct lane **lanes; /* buckets, or NULL before the first */
-    int n_lanes;
-
-    bool is_batched;
-    int batch_max, batch_now; /* the second shrinks after limits */
-    int64_t batch_wait_ms;
-    bool is_batch_running;
-    ev_timer batch_timer;
-    ev_timer unload_timer;
-};
-
-static void start_waiting(struct unit *unit);
-static void replace_vm(struct unit *unit);
-
-/* --- lanes -------------------------------------------------------------------------- */
-
-static struct lane **bucket_of(struct unit *unit, uint64_t id)
-{
-    if (!unit->lanes)
-        unit->lanes = xcalloc(LANE_BUCKETS, sizeof(*unit->lanes));
-    return &unit->lanes[(id ^ id >> 32) % LANE_BUCKETS];
-}
-
-static struct lane *lane_find(struct unit *unit, uint64_t id)
-{
-    struct lane *lane;
-
-    if (!unit->n_lanes)
-        return NULL;
-    for (lane = *bucket_of(unit, id); lane && lane->id != id; lane = lane->next)
-        ;
-    return lane;
-}
-
-static struct lane *lane_make(struct unit *unit, uint64_t id)
-{
-    struct lane *lane = lane_find(unit, id), **bucket;
-
-    if (lane)
-        return lane;
-    bucket = bucket_of(unit, id);
-    lane = xcalloc(1, sizeof(*lane));
-    lane->id = id;
-    list_init(&lane->waiting);
-    lane->next = *bucket;
-    *bucket = lane;
-    unit->n_lanes++;
-    return lane;
-}
-
-static void lane_remove(struct unit *unit, struct lane *lane)
-{
-    struct lane **at = bucket_of(unit, lane->id);
-
-    CHECK(list_is_empty(&lane->waiting));
-    while (*at != lane)
-        at = &(*at)->next;
-    *at = lane->next;
-    unit->n_lanes--;
-    free(lane);
-}
-
-static uint64_t bytes_up(const struct unit *unit)
-{
-    const struct channel_control *control = unit->rt->control;
-
-    return control ? atomic_load(&control->up.head) : 0;
-}
-
-void unit_sweep(struct unit *unit, uint64_t host_read, uint64_t host_wrote,
-                uint64_t we_read)
-{
-    if (!unit->n_lanes)
-        return;
-    for (int i = 0; i < LANE_BUCKETS; i++)
-        for (struct lane *lane = unit->lanes[i], *next; lane; lane = next) {
-            next = lane->next;
-            if (!lane->is_broken || lane->is_busy ||
-                host_read <= lane->broken_at)
-                continue;
-            if (!lane->read_until)
-                lane->read_until = host_wrote + 1;
-            else if (we_read + 1 >= lane->read_until)
-                lane_remove(unit, lane);
-        }
-}
-
-/* --- verdicts ------------------------------------------------------------------------- */
-
-static void mark_started(struct runtime *rt, uint32_t slot, bool on)
-{
-    _Atomic uint64_t *word;
-    uint64_t bits;
-
-    if (!rt->control || slot >= CHANNEL_SLOTS)
-        return;
-    word = &rt->control->started[slot / 64];
-    bits = atomic_load_explicit(word, memory_order_relaxed);
-    if (on)
-        bits |= (uint64_t)1 << (slot % 64);
-    else
-        bits &= ~((uint64_t)1 << (slot % 64));
-    atomic_store_explicit(word, bits, memory_order_relaxed);
-}
-
-static void mark_running(struct runtime *rt, uint32_t slot_plus_1, uint32_t n)
-{
-    if (!rt->control)
-        return;
-    atomic_store_explicit(&rt->control->running_count, n,
-                          memory_order_relaxed);
-    atomic_store_explicit(&rt->control->running, slot_plus_1,
-                          memory_order_release);
-}
-
-static void mark_alive(struct runtime *rt)
-{
-    rt->now_us = clock_mono_us();
-    if (rt->control)
-        atomic_store_explicit(&rt->control->busy_since_us, rt->now_us,
-                              memory_order_relaxed);
-}
-
-static void begin_event(struct unit *unit, struct event *ev)
-{
-    ev->has_begun = true;
-    ev->started_us = unit->rt->now_us;
-    mark_started(unit->rt, ev->d.slot, true);
-}
-
-static void send_verdict(struct unit *unit, struct event *ev,
-                         const struct outcome *o, struct task *task)
-{
-    struct verdict_msg v = {
-        .slot = ev->d.slot,
-        .generation = ev->d.generation,
-        .verdict = o->verdict,
-        .class = o->class,
-        .is_duplicate = o->is_duplicate,
-        .after_ms = o->after_ms,
-        .code = slice_of(o->code),
-        .reason = slice_of(o->reason),
-        .traceback = slice_of(o->traceback),
-    };
-
-    if (ev->has_begun)
-        v.duration_us = (uint32_t)(unit->rt->now_us - ev->started_us);
-    unit->rt->verdict(unit->rt, &v, task);
-    if (ev->has_begun)
-        mark_started(unit->rt, ev->d.slot, false);
-}
-
-static void give_back(struct unit *unit, struct event *ev)
-{
-    struct outcome o = {.verdict = VERDICT_BACK, .after_ms = -1};
-
-    list_remove(&ev->link);
-    send_verdict(unit, ev, &o, NULL);
-    event_put(unit->rt, ev);
-}
-
-static bool keeps_lane_whole(enum verdict verdict)
-{
-    return verdict == VERDICT_ACK || verdict == VERDICT_SKIP;
-}
-
-/* Deliveries of a broken lane that wait anywhere in this unit. */
-static void give_back_lane(struct unit *unit, struct lane *lane)
-{
-    while (!list_is_empty(&lane->waiting))
-        give_back(unit,
-                  CONTAINER_OF(lane->waiting.next, struct event, link));
-    list_foreach_safe(at, &unit->waiting) {
-        struct event *ev = CONTAINER_OF(at, struct event, link);
-
-        if (ev->d.lane != lane->id)
-            continue;
-        unit->n_waiting--;
-        give_back(unit, ev);
-    }
-}
-
-static void break_lane(struct unit *unit, uint64_t id)
-{
-    struct lane *lane = lane_make(unit, id);
-
-    lane->is_busy = false;
-    lane->is_broken = true;
-    lane->broken_at = bytes_up(unit);
-    lane->read_until = 0;
-    give_back_lane(unit, lane);
-}
-
-static void queue_event(struct unit *unit, struct event *ev)
-{
-    list_append(&unit->waiting, &ev->link);
-    unit->n_waiting++;
-}
-
-static void lane_ended(struct unit *unit, uint64_t id, enum verdict verdict)
-{
-    struct lane *lane;
-    struct event *ev;
-
-    if (!keeps_lane_whole(verdict)) {
-        break_lane(unit, id);
-        return;
-    }
-    lane = lane_find(unit, id);
-    if (!lane || !lane->is_busy)
-        return;
-    if (list_is_empty(&lane->waiting)) {
-        lane_remove(unit, lane);
-        return;
-    }
-    ev = CONTAINER_OF(lane->waiting.next, struct event, link);
-    list_remove(&ev->link);
-    queue_event(unit, ev); /* the lane stays busy */
-}
-
-/* A delivery has ended: tell the host, let its lane go on, forget the event. */
-static void end_event(struct unit *unit, struct event *ev,
-                      const struct outcome *o, struct task *task)
-{
-    uint64_t lane = ev->d.lane;
-
-    send_verdict(unit, ev, o, task);
-    if (unit->n_lanes || !keeps_lane_whole(o->verdict))
-        lane_ended(unit, lane, o->verdict);
-    event_put(unit->rt, ev);
-}
 
 /* --- one delivery at a time -------------------------------------------------------------- */
 
@@ -296,10 +36,7 @@ static struct event *next_event(struct unit *unit, struct task *task)
     if (unit->n_waiting) {
         if (unit->running >= unit->concurrency)
             return NULL;
-        ev = CONTAINER_OF(unit->waiting.next, struct event, link);
-        list_remove(&ev->link);
-        unit->n_waiting--;
-        return ev;
+        return unqueue_event(unit);
     }
     if (unit->n_lanes || unit->running >= unit->concurrency ||
         !unit->rt->next || !unit->rt->next(unit->rt, unit->id, &d))
@@ -381,8 +118,7 @@ static void on_serve_end(struct task *task, struct outcome *failure)
             undecodable(task->event, failure);
         deliver_outcome(task, failure);
     }
-    if (unit->vm == task->vm &&
-        (task->vm->killed || task->vm->out_of_memory))
+    if (unit->vm == task->vm && (task->vm->killed || task->vm->out_of_memory))
         replace_vm(unit);
 }
 
@@ -412,204 +148,24 @@ static void start_serving(struct unit *unit)
     mark_running(unit->rt, 0, 0);
 }
 
-/* --- batches --------------------------------------------------------------------------------- */
-
-static void end_batch_event(struct unit *unit, struct task *task, int i,
-                            const struct outcome *o)
-{
-    struct event *ev = task->batch[i];
-
-    task->batch[i] = NULL;
-    end_event(unit, ev, o, task);
-}
-
-int unit_l_settle(lua_State *L)
-{
-    struct task *task = vm_of(L)->task;
-    struct outcome o = {.after_ms = -1};
-    int i = (int)luaL_checkinteger(L, 1) - 1;
-
-    luaL_argcheck(L, task && i >= 0 && i < task->batch_len && task->batch[i],
-                  1, "no such event in this batch");
-    outcome_read(L, 2, &o);
-    o.is_duplicate = lua_toboolean(L, 8);
-    mark_alive(vm_of(L)->rt);
-    end_batch_event(task->arg, task, i, &o);
-    outcome_fini(&o);
-    return 0;
-}
-
-/* Put what a failed batch left back in front, to be run in smaller ones. */
-static void run_again_smaller(struct unit *unit, struct task *task)
-{
-    struct list *front = unit->waiting.next;
-
-    for (int i = 0; i < task->batch_len; i++) {
-        if (!task->batch[i])
-            continue;
-        task->batch[i]->has_begun = false;
-        mark_started(unit->rt, task->batch[i]->d.slot, false);
-        list_insert(front, &task->batch[i]->link);
-        unit->n_waiting++;
-        task->batch[i] = NULL;
-    }
-}
-
-static void on_batch_end(struct task *task, struct outcome *failure)
-{
-    struct unit *unit = task->arg;
-    struct outcome bug = {.verdict = VERDICT_RETRY,
-                          .class = CLASS_BUG,
-                          .after_ms = -1,
-                          .reason = xstrdup("the batch ended without a verdict "
-                                            "for this event")};
-    struct outcome *o = failure ? failure : &bug;
-
-    mark_alive(unit->rt);
-    mark_running(unit->rt, 0, 0);
-    if (failure && task->batch_len > 1) {
-        unit->batch_now = task->batch_len / 2;
-        run_again_smaller(unit, task);
-    } else {
-        if (unit->batch_now < unit->batch_max)
-            unit->batch_now *= 2;
-        for (int i = 0; i < task->batch_len; i++)
-            if (task->batch[i])
-                end_batch_event(unit, task, i, o);
-    }
-    outcome_fini(&bug);
-    free(task->batch);
-    task->batch = NULL;
-    unit->is_batch_running = false;
-    unit->running--;
-    if (unit->vm == task->vm && (task->vm->killed || task->vm->out_of_memory))
-        replace_vm(unit);
-    /* Not from here: the task is still on the stack. */
-    ev_timer_stop(unit->rt->loop, &unit->batch_timer);
-    ev_timer_set(&unit->batch_timer, 0, 0);
-    ev_timer_start(unit->rt->loop, &unit->batch_timer);
-}
-
-static int push_batch(lua_State *L)
-{
-    struct task *task = vm_of(L)->call.arg;
-
-    lua_createtable(L, task->batch_len, 0);
-    for (int i = 0; i < task->batch_len; i++) {
-        event_push(L, task->batch[i]);
-        lua_rawseti(L, -2, i + 1);
-    }
-    return 1;
-}
-
-static void take_batch(struct unit *unit, struct task *task)
-{
-    int n = unit->n_waiting;
-
-    if (n > unit->batch_now)
-        n = unit->batch_now;
-    task->batch = xcalloc((size_t)n, sizeof(struct event *));
-    task->batch_len = n;
-    for (int i = 0; i < n; i++) {
-        struct event *ev =
-            CONTAINER_OF(unit->waiting.next, struct event, link);
-
-        list_remove(&ev->link);
-        unit->n_waiting--;
-        begin_event(unit, ev);
-        task->batch[i] = ev;
-    }
-}
-
-static void fail_batch(struct task *task, const char *why)
-{
-    struct outcome o = {.verdict = VERDICT_RETRY, .class = CLASS_BUG,
-                        .after_ms = -1};
-
-    if (task->vm->killed || task->vm->out_of_memory)
-        outcome_limit(task->vm, &o);
-    else
-        o.reason = xstrdup(why);
-    task_end(task, &o);
-    outcome_fini(&o);
-}
-
-static void start_batch(struct unit *unit)
-{
-    struct vm *vm = unit->vm;
-    struct task *task = task_take(vm);
-    struct err err;
-
-    CHECK(task);
-    task->arg = unit;
-    task->on_end = on_batch_end;
-    unit->rt->now_us = clock_mono_us();
-    take_batch(unit, task);
-    unit->is_batch_running = true;
-    unit->running++;
-    mark_running(unit->rt, task->batch[0]->d.slot + 1,
-                 (uint32_t)task->batch_len);
-    if (!vm_protect(vm, push_batch, task, &err)) {
-        fail_batch(task, err.msg);
-        return;
-    }
-    vm_push_ref(task->co, vm, REF_RUN_BATCH);
-    lua_xmove(vm->L, task->co, 1);
-    vm_push_ref(task->co, vm, REF_CTX);
-    vm_push_ref(task->co, vm, REF_HANDLE);
-    task_run(task, 3);
-    mark_running(unit->rt, 0, 0);
-}
-
-static bool is_batch_due(const struct unit *unit)
-{
-    if (unit->is_batch_running || !unit->n_waiting)
-        return false;
-    return unit->n_waiting >= unit->batch_now || !unit->batch_wait_ms ||
-           !ev_is_active(&unit->batch_timer);
-}
-
-static void on_batch_timer(struct ev_loop *loop, ev_timer *timer, int events)
-{
-    struct unit *unit = timer->data;
-
-    (void)loop;
-    (void)events;
-    start_waiting(unit);
-}
-
-/* The first that waits starts the clock. */
-static void wait_for_company(struct unit *unit)
-{
-    if (!unit->batch_wait_ms || unit->is_batch_running ||
-        ev_is_active(&unit->batch_timer))
-        return;
-    ev_timer_set(&unit->batch_timer, (double)unit->batch_wait_ms / 1000, 0);
-    ev_timer_start(unit->rt->loop, &unit->batch_timer);
-}
-
 /* --- what arrives -------------------------------------------------------------------------------- */
 
 static void fail_waiting(struct unit *unit)
 {
     while (unit->n_waiting) {
-        struct outcome o = {.verdict = VERDICT_RETRY, .class = CLASS_BUG,
-                            .after_ms = -1, .reason = unit->trouble.msg};
-        struct event *ev =
-            CONTAINER_OF(unit->waiting.next, struct event, link);
-
-        list_remove(&ev->link);
-        unit->n_waiting--;
-        end_event(unit, ev, &o, NULL);
+        struct outcome o = {.verdict = VERDICT_RETRY,
+                            .class = CLASS_BUG,
+                            .after_ms = -1,
+                            .reason = unit->trouble.msg};
+        end_event(unit, unqueue_event(unit), &o, NULL);
     }
 }
 
-static void start_waiting(struct unit *unit)
+void start_waiting(struct unit *unit)
 {
     if (unit->state == UNIT_BROKEN)
         fail_waiting(unit);
-    while (unit->state == UNIT_READY && unit->is_batched &&
-           is_batch_due(unit))
+    while (unit->state == UNIT_READY && unit->is_batched && is_batch_due(unit))
         start_batch(unit);
     while (unit->state == UNIT_READY && !unit->is_batched && unit->n_waiting &&
            unit->running < unit->concurrency)
@@ -779,7 +335,7 @@ static void load(struct unit *unit)
     loaded(unit, NULL);
 }
 
-static void replace_vm(struct unit *unit)
+void replace_vm(struct unit *unit)
 {
     log_warn("vm replaced after a limit", "handler=%s version=%s",
              unit->vm->name, unit->vm->version);
@@ -800,7 +356,6 @@ struct unit *unit_new(struct runtime *rt, uint32_t id, json_t *bundle,
 {
     struct unit *unit = xcalloc(1, sizeof(*unit));
     const json_t *decl = json_object_get(bundle, "decl");
-    const json_t *batch = json_object_get(decl, "batch");
 
     unit->rt = rt;
     unit->id = id;
@@ -811,12 +366,7 @@ struct unit *unit_new(struct runtime *rt, uint32_t id, json_t *bundle,
                                     number(decl, "concurrency", 16));
     if (unit->concurrency < 1)
         unit->concurrency = 1;
-    unit->is_batched = json_is_object(batch);
-    unit->batch_max = (int)number(batch, "max", 1);
-    unit->batch_wait_ms = number(batch, "wait_ms", 0);
-    unit->batch_now = unit->batch_max;
-    ev_init(&unit->batch_timer, on_batch_timer);
-    unit->batch_timer.data = unit;
+    batch_init(unit, decl);
     ev_init(&unit->unload_timer, NULL);
     load(unit);
     return unit;
@@ -828,28 +378,9 @@ void unit_free(struct unit *unit)
     ev_timer_stop(unit->rt->loop, &unit->unload_timer);
     if (unit->vm)
         vm_retire(unit->vm);
-    while (unit->n_waiting) {
-        struct event *ev =
-            CONTAINER_OF(unit->waiting.next, struct event, link);
-
-        list_remove(&ev->link);
-        unit->n_waiting--;
-        event_put(unit->rt, ev);
-    }
-    for (int i = 0; unit->lanes && i < LANE_BUCKETS; i++)
-        while (unit->lanes[i]) {
-            struct lane *lane = unit->lanes[i];
-
-            while (!list_is_empty(&lane->waiting)) {
-                struct event *ev =
-                    CONTAINER_OF(lane->waiting.next, struct event, link);
-
-                list_remove(&ev->link);
-                event_put(unit->rt, ev);
-            }
-            lane_remove(unit, lane);
-        }
-    free(unit->lanes);
+    while (unit->n_waiting)
+        event_put(unit->rt, unqueue_event(unit));
+    lanes_free(unit);
     json_decref(unit->bundle);
     free(unit);
 }
@@ -914,8 +445,7 @@ struct runtime *unit_runtime(const struct unit *unit)
 
 const char *unit_name(const struct unit *unit)
 {
-    const char *name =
-        json_string_value(json_object_get(unit->bundle, "name"));
+    const char *name = json_string_value(json_object_get(unit->bundle, "name"));
 
     return name ? name : "?";
 }

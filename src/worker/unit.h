@@ -20,7 +20,7 @@ struct unit;
 enum unit_state {
     UNIT_LOADING, /* init runs */
     UNIT_READY,
-    UNIT_BROKEN,  /* could not be loaded again after a limit */
+    UNIT_BROKEN, /* could not be loaded again after a limit */
     UNIT_UNLOADING,
 };
 
@@ -55,6 +55,7 @@ int unit_l_begin(lua_State *L);  /* → event, ctx | nothing */
 int unit_l_finish(lua_State *L); /* (verdict) */
 int unit_l_settle(lua_State *L); /* (i, kind, class, code, reason, after,
                                   *  traceback, duplicate) */
-int unit_l_place(lua_State *L);  /* (i|nil) → id, source, partition, epoch, lane */
+int unit_l_place(
+    lua_State *L); /* (i|nil) → id, source, partition, epoch, lane */
 
 #endif

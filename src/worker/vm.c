@@ -111,8 +111,7 @@ bool vm_protect(struct vm *vm, int (*fn)(lua_State *L), void *arg,
     if (status == 0)
         return true;
     if (vm->killed)
-        err_code(err, ERR_PERMANENT, "limit",
-                 "killed: soft time limit %lldms",
+        err_code(err, ERR_PERMANENT, "limit", "killed: soft time limit %lldms",
                  (long long)vm->soft_limit_us / 1000);
     else if (vm->out_of_memory)
         err_code(err, ERR_PERMANENT, "limit", "killed: memory limit %zuMiB",
@@ -170,10 +169,14 @@ static const struct {
     const char *name;
     enum vm_ref ref;
 } made_by_boot[] = {
-    {"env", REF_ENV},                 {"serve", REF_SERVE},
-    {"run_batch", REF_RUN_BATCH},     {"call", REF_CALL},
-    {"outcome", REF_OUTCOME},         {"describe", REF_DESCRIBE},
-    {"make_err", REF_MAKE_ERR},       {"ctx_static", REF_CTX_STATIC},
+    {"env", REF_ENV},
+    {"serve", REF_SERVE},
+    {"run_batch", REF_RUN_BATCH},
+    {"call", REF_CALL},
+    {"outcome", REF_OUTCOME},
+    {"describe", REF_DESCRIBE},
+    {"make_err", REF_MAKE_ERR},
+    {"ctx_static", REF_CTX_STATIC},
 };
 
 /* Libraries, our primitives, boot.lua; before the memory limit counts. */
@@ -299,7 +302,6 @@ static void set_limit(struct vm *vm)
     int64_t limit = bundle_int(vm->bundle, "memory_limit", DEFAULT_MEMORY);
 
     lua_gc(vm->L, LUA_GCCOLLECT, 0);
-    vm->boot_used = vm->used;
     vm->limit = vm->used + (size_t)limit;
 }
 

@@ -24,7 +24,7 @@ struct vm;
 struct vm *vm_of(struct lua_State *L);
 
 struct runtime *vm_runtime(const struct vm *vm);
-const char *vm_handler(const struct vm *vm);  /* its name */
+const char *vm_handler(const struct vm *vm); /* its name */
 const char *vm_version(const struct vm *vm);
 const json_t *vm_allow(const struct vm *vm);  /* resolved `allow`, an object */
 const json_t *vm_config(const struct vm *vm); /* resolved `config` */
@@ -43,8 +43,8 @@ bool vm_encode(struct lua_State *L, int index, struct buf *out,
 void vm_encode_shown(struct lua_State *L, int index, struct buf *out);
 
 /* JSON text as a Lua value, [-0, +1] when true. */
-bool vm_decode(struct lua_State *L, struct slice text, struct err *err)
-    MUST_CHECK;
+bool vm_decode(struct lua_State *L, struct slice text,
+               struct err *err) MUST_CHECK;
 
 /* A 64-bit integer: a number within ±2^53, else LuaJIT's int64. [-0, +1] */
 void vm_push_int64(struct lua_State *L, int64_t value);

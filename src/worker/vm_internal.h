@@ -22,30 +22,30 @@ enum hook_state { HOOK_NONE, HOOK_SETTING, HOOK_SET };
 
 /* Values kept in the registry; one line each makes enum and cleanup. */
 enum vm_ref {
-    REF_PROTECT,     /* C function that runs vm->call */
-    REF_LAZY_MT,     /* metatables */
+    REF_PROTECT, /* C function that runs vm->call */
+    REF_LAZY_MT, /* metatables */
     REF_EVENT_MT,
     REF_CTX_MT,
     REF_ARRAY_MT,
     REF_RAW_MT,
-    REF_MAKE_ERR,    /* Lua: (class, code, message) → err table */
-    REF_MAKE_INT64,  /* Lua: (high, low) → int64 */
+    REF_MAKE_ERR,   /* Lua: (class, code, message) → err table */
+    REF_MAKE_INT64, /* Lua: (high, low) → int64 */
     REF_MAKE_UINT64,
-    REF_ENV,         /* globals of handlers */
-    REF_HOST,        /* primitives of our Lua modules */
-    REF_SERVE,       /* Lua: the loop of a task, runner.lua */
+    REF_ENV,   /* globals of handlers */
+    REF_HOST,  /* primitives of our Lua modules */
+    REF_SERVE, /* Lua: the loop of a task, runner.lua */
     REF_RUN_BATCH,
-    REF_CALL,        /* Lua: runs one function as a task (init, on_unload) */
-    REF_OUTCOME,     /* Lua: returned value → kind, class, code, reason, ms */
-    REF_DESCRIBE,    /* Lua: raised value → the same */
-    REF_HANDLER,     /* the table that the handler file returned */
-    REF_HANDLE,      /* what serve calls: handle, or its transaction */
-    REF_CTX_STATIC,  /* fields of ctx that are the same for all deliveries */
-    REF_PAYLOADS,    /* table: event slot → payload value while it is alive */
+    REF_CALL,       /* Lua: runs one function as a task (init, on_unload) */
+    REF_OUTCOME,    /* Lua: returned value → kind, class, code, reason, ms */
+    REF_DESCRIBE,   /* Lua: raised value → the same */
+    REF_HANDLER,    /* the table that the handler file returned */
+    REF_HANDLE,     /* what serve calls: handle, or its transaction */
+    REF_CTX_STATIC, /* fields of ctx that are the same for all deliveries */
+    REF_PAYLOADS,   /* table: event slot → payload value while it is alive */
     REF_CTX,
-    REF_BEGIN,       /* C functions handed to serve */
+    REF_BEGIN, /* C functions handed to serve */
     REF_FINISH,
-    REF_HANDLERS,    /* functions of the handler's table by name */
+    REF_HANDLERS, /* functions of the handler's table by name */
     REF_COUNT,
 };
 
@@ -62,7 +62,6 @@ struct vm {
     struct runtime *rt;
     json_t *bundle, *decl;
     struct builder *builder;
-    struct err trouble; /* why making it failed */
     const char *name, *version;
     struct task *task; /* whose coroutine runs now */
     struct list busy;  /* tasks: running or suspended */
@@ -76,9 +75,9 @@ struct vm {
     } call;
     int refs[REF_COUNT];
     const void *lazy_mt, *event_mt, *ctx_mt, *array_mt, *raw_mt;
-    uint16_t int64_id, uint64_id;  /* ctype ids of LuaJIT's integers */
-    const char *names[32];         /* interned field names, see event.c */
-    int last_slot;                 /* of events, see event.c */
+    uint16_t int64_id, uint64_id; /* ctype ids of LuaJIT's integers */
+    const char *names[32];        /* interned field names, see event.c */
+    int last_slot;                /* of events, see event.c */
     int free_slots_len, free_slots_cap;
     int *free_slots;
 
@@ -86,9 +85,8 @@ struct vm {
     _Atomic uint64_t hook_run; /* the run that the hook is meant for */
     int64_t soft_limit_us;
     int64_t timeout_ms;
-    int64_t cpu_us;     /* of Lua, not yet reported */
-    struct vm *next;    /* in the runtime */
-    size_t boot_used;   /* bytes after the libraries were opened */
+    int64_t cpu_us;  /* of Lua, not yet reported */
+    struct vm *next; /* in the runtime */
 };
 
 static inline void vm_push_ref(struct lua_State *L, const struct vm *vm,
@@ -148,7 +146,8 @@ void lazy_open(lua_State *L, struct vm *vm); /* metatables */
 
 /* The value of a node. `anchor` is the stack index of a value to keep alive
  * with it, or 0. [-0, +1] */
-void lazy_push(lua_State *L, struct doc_owner *owner, uint32_t node, int anchor);
+void lazy_push(lua_State *L, struct doc_owner *owner, uint32_t node,
+               int anchor);
 
 bool has_metatable(lua_State *L, int index, const void *mt);
 bool is_lazy(const struct vm *vm, lua_State *L, int index);
@@ -156,6 +155,13 @@ bool is_lazy(const struct vm *vm, lua_State *L, int index);
 /* pairs, next, ipairs, rawget, rawset, rawequal, type, tostring: what the
  * sandbox gives instead of LuaJIT's. [-0, +1]: a table of them. */
 void lazy_functions(lua_State *L);
+
+/* The lazy at `index`; raises when its delivery is over. */
+struct lazy *lazy_live(lua_State *L, int index);
+/* A field, as reading gives it; both indices absolute. [-0, +1] */
+void lazy_get(lua_State *L, int index, int key);
+int lazy_newindex(lua_State *L);  /* (lazy, name, value) */
+int lazy_calibrate(lua_State *L); /* (an int64, a uint64): learn their ids */
 
 /* Did nobody change the lazy at index? */
 bool lazy_unchanged(lua_State *L, int index);

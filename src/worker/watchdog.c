@@ -20,7 +20,7 @@ struct watchdog {
     pthread_cond_t stop_asked;
     bool is_stopping, has_thread;
     pthread_t thread;
-    uint64_t seen;        /* the run seen at the last look */
+    uint64_t seen; /* the run seen at the last look */
     int64_t seen_since_us;
 };
 

@@ -29,11 +29,11 @@
 
 static const char component[] = "worker";
 
-#define BATCH_MESSAGES   256
-#define BATCH_BYTES      (256 * 1024)
-#define METRICS_EVERY_S  0.25
-#define MAX_UNITS        1024
-#define IDLE_TICKS       8
+#define BATCH_MESSAGES  256
+#define BATCH_BYTES     (256 * 1024)
+#define METRICS_EVERY_S 0.25
+#define MAX_UNITS       1024
+#define IDLE_TICKS      8
 
 struct unsent {
     struct list link;
@@ -71,7 +71,7 @@ struct worker {
     uint64_t tail_before; /* at the last tick of the metrics' timer */
     int idle_ticks;
 
-    struct list unsent;   /* texts and verdicts that found no room */
+    struct list unsent; /* texts and verdicts that found no room */
     bool is_blocked;
     bool is_draining;
     int exit_code;
@@ -266,13 +266,9 @@ static const struct msg_head *peek(struct worker *w)
     if (w->peeked)
         return w->peeked;
     switch (ring_next(&w->down, &w->peeked, &w->peeked_len)) {
-    case RING_MESSAGE:
-        return w->peeked;
-    case RING_EMPTY:
-        break;
-    case RING_BROKEN:
-        broken(w, "ring");
-        break;
+    case RING_MESSAGE: return w->peeked;
+    case RING_EMPTY: break;
+    case RING_BROKEN: broken(w, "ring"); break;
     }
     w->peeked = NULL;
     return NULL;
@@ -341,22 +337,15 @@ static void handle(struct worker *w, const struct msg_head *msg, size_t len)
         return;
     }
     switch (msg->kind) {
-    case MSG_LOAD:
-        load_unit(w, id, text);
-        break;
+    case MSG_LOAD: load_unit(w, id, text); break;
     case MSG_UNLOAD:
         unit = find_unit(w, id);
         if (unit)
             unit_unload(unit, on_unloaded);
         break;
-    case MSG_REPLY:
-        runtime_reply(&w->rt, id, ok, text);
-        break;
-    case MSG_DRAIN:
-        drain(w);
-        break;
-    default:
-        broken(w, "kind of message");
+    case MSG_REPLY: runtime_reply(&w->rt, id, ok, text); break;
+    case MSG_DRAIN: drain(w); break;
+    default: broken(w, "kind of message");
     }
 }
 
@@ -582,9 +571,9 @@ static void set_up_log(const struct worker *w)
 }
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define IS_SANITIZED 1
+#    define IS_SANITIZED 1
 #else
-#define IS_SANITIZED 0
+#    define IS_SANITIZED 0
 #endif
 
 /* Address space: Lua's stack, our libraries, rings, and the limits of as many
@@ -608,8 +597,8 @@ static bool parse_fds(int argc, char **argv, int fds[4])
 {
     for (int i = 1; i + 1 < argc; i++)
         if (strcmp(argv[i], "--fds") == 0)
-            return sscanf(argv[i + 1], "%d,%d,%d,%d", &fds[0], &fds[1],
-                          &fds[2], &fds[3]) == 4;
+            return sscanf(argv[i + 1], "%d,%d,%d,%d", &fds[0], &fds[1], &fds[2],
+                          &fds[3]) == 4;
     return false;
 }
 

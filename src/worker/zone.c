@@ -21,10 +21,10 @@ struct zone {
     struct zone *next;
     char *name;
     bool is_known;
-    int64_t *times;     /* of transitions */
-    uint8_t *kinds;     /* type after each */
+    int64_t *times; /* of transitions */
+    uint8_t *kinds; /* type after each */
     int n_times, n_kinds;
-    int32_t *offsets;   /* by type */
+    int32_t *offsets; /* by type */
     bool has_footer, has_summer;
     int32_t winter, summer; /* offsets of the footer */
     struct rule start, end;

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tools"), str(Path(__file__).resolve().parent)]
 
-from harness import Database, Host, Topics  # noqa: E402
+from harness import Catcher, Database, Host, Topics  # noqa: E402
 from servers import Kafka, Postgres  # noqa: E402
 
 numbers = itertools.count(1)
@@ -92,8 +92,16 @@ def make_host(tmp_path, request):
         return hosts[-1]
 
     yield make
+    report = getattr(request.node, "rep_call", None)
     for host in hosts:
+        if report is not None and report.failed:
+            sys.stderr.write(host.obituary())
         host.clean_up()
-        report = getattr(request.node, "rep_call", None)
-        if report is not None and report.failed and host.log.exists():
-            sys.stderr.write(f"--- {host.log}\n{host.log.read_text(errors='replace')[-6000:]}\n")
+
+
+@pytest.fixture
+def catcher(tmp_path):
+    """Mail and webhooks arrive here."""
+    server = Catcher(tmp_path / "catcher")
+    yield server
+    server.end()

@@ -10,11 +10,12 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-from servers import ROOT, tail, wait_for
+from servers import ROOT, Server, free_port, tail, wait_for
 
 PRESET = os.environ.get("MOONTIDE_PRESET", "dev")
 BINARY = Path(os.environ.get("MOONTIDE_BINARY") or ROOT / "build" / PRESET / "moontide")
@@ -158,6 +159,14 @@ class Host:
             wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 10,
                      "workers end with their host")
 
+    def obituary(self):
+        """What a failed test should show of it."""
+        text = f"--- {self.log}\n{tail(self.log, 40)}\n" if self.log.exists() else ""
+        if self.process and self.process.poll() is None:
+            reply = self.port and self.ask("/v1/status")
+            text += f"--- /v1/status\n{reply.body.decode() if reply else 'no answer'}\n"
+        return text
+
     # --- processes ----------------------------------------------------------
 
     def worker_pids(self):
@@ -244,6 +253,30 @@ class Host:
             if base == name and all(f'{k}="{v}"' in rest for k, v in labels.items()):
                 total += value
         return total
+
+
+class Catcher(Server):
+    """tools/catcher.py with ports of its own."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.smtp, self.http = free_port(), free_port()
+        self.spawn([sys.executable, ROOT / "tools/catcher.py", "--smtp-port", self.smtp,
+                    "--http-port", self.http, "--out", self.folder / "caught.jsonl"])
+        self.await_ready(lambda: self.items() is not None, 20, "the catcher")
+
+    def items(self, kind=None):
+        """What arrived, as the catcher keeps it."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/items.json", timeout=5) as r:
+                return [item for item in json.load(r) if kind in (None, item["kind"])]
+        except OSError:
+            return None
+
+    def settings(self):
+        """The setting `mail` of a host that sends here."""
+        return {"url": f"smtp://127.0.0.1:{self.smtp}", "from": "moontide <demo@example.com>"}
 
 
 class Database:

@@ -1,40 +1,11 @@
 """The first run: an embedded Kafka, a PostgreSQL, a demo, four handlers."""
 
-import json
 import subprocess
 import sys
-import urllib.request
 
-import pytest
 from harness import Host
 from scenes import copy_handlers, four_handlers
-from servers import ROOT, Server, free_port, wait_for
-
-
-class Catcher(Server):
-    """tools/catcher.py with ports of its own."""
-
-    def __init__(self, folder):
-        super().__init__(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.smtp, self.http = free_port(), free_port()
-        self.spawn([sys.executable, ROOT / "tools/catcher.py", "--smtp-port", self.smtp,
-                    "--http-port", self.http, "--out", self.folder / "caught.jsonl"])
-        self.await_ready(lambda: self.items() is not None, 20, "the catcher")
-
-    def items(self, kind=None):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/items.json", timeout=5) as r:
-                return [item for item in json.load(r) if kind in (None, item["kind"])]
-        except OSError:
-            return None
-
-
-@pytest.fixture
-def catcher(tmp_path):
-    server = Catcher(tmp_path / "catcher")
-    yield server
-    server.end()
+from servers import ROOT, wait_for
 
 
 def demo(database, host, count, seed):
@@ -49,9 +20,7 @@ def demo(database, host, count, seed):
 
 def embedded(database, catcher):
     hook = f"http://127.0.0.1:{catcher.http}/"
-    settings = four_handlers(database, ["demo.calls", "demo.bids"], "embedded",
-                             mail={"url": f"smtp://127.0.0.1:{catcher.smtp}",
-                                   "from": "moontide <demo@example.com>"})
+    settings = four_handlers(database, ["demo.calls", "demo.bids"], "embedded", mail=catcher.settings())
     settings["handlers"]["notification"] = {
         "config": {"webhook_url": hook + "hook", "webhook_secret": "demo"},
         "allow": {"http": [hook], "mail": True, "db": True},

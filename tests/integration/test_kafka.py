@@ -21,7 +21,7 @@ def on_kafka(topics, *names, **more):
 
 
 def test_nothing_is_lost_doubled_or_inverted_when_host_and_workers_are_killed(
-        database, topics, make_host):
+        database, topics, catcher, make_host):
     """Issue 3, done 2; requirements S1-23, S1-45, S1-47, S1-77."""
     rng, number = make_rng("kafka kills"), sized(20_000, 200_000)
     make_seen(database)
@@ -29,7 +29,7 @@ def test_nothing_is_lost_doubled_or_inverted_when_host_and_workers_are_killed(
     events = [shop_event(rng, i, keys=701) for i in range(number)]
     topics.produce(topic, ((key, json.dumps(body), None) for _, key, _, body in events))
 
-    settings = four_handlers(database, [topic], topics.bootstrap)
+    settings = four_handlers(database, [topic], topics.bootstrap, mail=catcher.settings())
     settings["kafka"]["group_id"] = topics.prefix
     host = make_host(settings=settings, handlers={"recorder": batch_recorder('"*"')})
     copy_handlers(host)

@@ -10,14 +10,15 @@ from servers import ROOT
 MIB = 1024
 
 
-def test_memory_stays_small_and_flat_over_many_events(database, topics, make_host, monkeypatch):
+def test_memory_stays_small_and_flat_over_many_events(
+        database, topics, catcher, make_host, monkeypatch):
     """Issue 3, done 7: host and each worker <= 40 MiB, flat over the last half."""
     release = ROOT / "build/release/moontide"
     if not os.environ.get("MOONTIDE_BINARY") and release.exists() and harness.PRESET == "dev":
         monkeypatch.setattr(harness, "BINARY", release)
     rng, number = make_rng("memory"), sized(60_000, 1_000_000)
     topic = topics.create("events", 8)
-    settings = four_handlers(database, [topic], topics.bootstrap)
+    settings = four_handlers(database, [topic], topics.bootstrap, mail=catcher.settings())
     settings["kafka"]["group_id"] = topics.prefix
     host = make_host(settings=settings)
     copy_handlers(host)

@@ -2,7 +2,8 @@
 #include "worker_harness.h"
 
 static const char payload[] =
-    "{ \"z\":1,\"a\": 9007199254740993, \"none\":null, \"list\":[1, null, 3.10],"
+    "{ \"z\":1,\"a\": 9007199254740993, \"none\":null, \"list\":[1, null, "
+    "3.10],"
     "\"empty\":[],\"obj\":{\"deep\":{\"x\":\"\\u00e9\\n\"}},"
     "\"big\":18446744073709551615,\"huge\":123456789012345678901234567890,"
     "\"price\":1.10,\"yes\":true }";
@@ -65,9 +66,11 @@ static const struct {
     {"tostring(next(p, 'yes'))", "nil"},
     {"tostring(next(json.decode('{}')))", "nil"},
     {"(function() local n = 0 for _ in ipairs(p.list) do n = n + 1 end return "
-     "tostring(n) end)()", "1"},
+     "tostring(n) end)()",
+     "1"},
     {"(function() p.added = 1 local last for k in pairs(p) do last = k end "
-     "return last end)()", "added"},
+     "return last end)()",
+     "added"},
     {"tostring(rawget(p, 'z'))", "1"},
     {"tostring(#p)", "0"},
     {"tostring(p.nothing)", "nil"},
@@ -82,11 +85,13 @@ static const struct {
     {"event.occurred_at", "2026-03-01T10:15:00.250000Z"},
     {"tostring(event.occurred_at_us)", "1.77236010025e+15"},
     {"event.source.kind .. event.source.topic .. event.source.partition .. "
-     "event.source.offset", "kafkaorders37"},
+     "event.source.offset",
+     "kafkaorders37"},
     {"type(event.metadata)", "table"},
     {"type(event)", "table"},
     {"(function() local n = 0 for k in pairs(event) do n = n + 1 end return "
-     "tostring(n) end)()", "12"},
+     "tostring(n) end)()",
+     "12"},
     /* what cannot be written */
     {"tostring(select(2, pcall(json.encode, { f = print })))",
      "json.encode: cannot write function as JSON"},
@@ -129,8 +134,9 @@ static void test_values(void **state)
 
 static void test_undecodable_is_dead(void **state)
 {
-    static const char *const bad[] = {"{", "{\"a\":}", "[1,]", "nul", "{} x",
-                                      "\"\\ud800", "{\"a\":\"\xff\"}"};
+    static const char *const bad[] = {
+        "{",         "{\"a\":}",        "[1,]", "nul", "{} x",
+        "\"\\ud800", "{\"a\":\"\xff\"}"};
 
     (void)state;
     for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {

@@ -118,10 +118,9 @@ static void test_suspended_survive_a_replacement(void **state)
 
 static void test_wall_timeout(void **state)
 {
-    struct seen seen =
-        run_once("return { handle = function() "
-                 "require('moontide.timer').sleep('1h') end }",
-                 "{\"timeout_ms\":30}", "{}");
+    struct seen seen = run_once("return { handle = function() "
+                                "require('moontide.timer').sleep('1h') end }",
+                                "{\"timeout_ms\":30}", "{}");
 
     (void)state;
     assert_int_equal(seen.verdict, VERDICT_RETRY);
@@ -155,8 +154,7 @@ static const struct {
      VERDICT_DEAD, CLASS_PERMANENT, ""},
     {"return 5", VERDICT_RETRY, CLASS_BUG, "handle returned a number"},
     {"return {}", VERDICT_RETRY, CLASS_BUG, "handle returned a table"},
-    {"ctx.retry('x')", VERDICT_RETRY, CLASS_BUG,
-     "neither returned nor raised"},
+    {"ctx.retry('x')", VERDICT_RETRY, CLASS_BUG, "neither returned nor raised"},
     {"return ctx.retry('x', '5s')", VERDICT_RETRY, CLASS_TRANSIENT, "x"},
     {"error(ctx.dead('x'))", VERDICT_DEAD, CLASS_PERMANENT, "x"},
     {"pcall(error, ctx.skip('x'))", VERDICT_RETRY, CLASS_BUG, "neither"},
@@ -202,8 +200,8 @@ static void test_huge_error_is_cut(void **state)
 
 static void test_traceback_names_the_line(void **state)
 {
-    struct seen seen = run_body("local function deep() error('x') end deep()",
-                                "{}");
+    struct seen seen =
+        run_body("local function deep() error('x') end deep()", "{}");
 
     (void)state;
     assert_non_null(strstr(seen.traceback, "in function 'deep'"));

@@ -76,17 +76,19 @@ static const struct {
      "Ann is 5"},
     {"(('abc'):gsub('%w', function(c) return c:upper() end))", "ABC"},
     {"(('abc'):gsub('^a', 'x'))", "xbc"},
-    {"(('abc'):gsub('b*', function() return '-' end))",
-     "-a--c-"},
+    {"(('abc'):gsub('b*', function() return '-' end))", "-a--c-"},
     {"(function() local n = 0 for a, b in ('a=1 b=2'):gmatch('(%w)=(%w)') do "
-     "n = n + b end return n end)()", "3"},
+     "n = n + b end return n end)()",
+     "3"},
     {"(function() local n = 0 for _ in ('abc'):gmatch('') do n = n + 1 end "
-     "return n end)()", "4"},
+     "return n end)()",
+     "4"},
     {"pcall(string.find, 'a', '[a')", "false"},
     {"pcall(string.find, 'a', '%')", "false"},
     {"pcall(string.rep)", "false"},
     {"(function() local t = { 5, 2, 8, 1 } table.sort(t) return "
-     "table.concat(t) end)()", "1258"},
+     "table.concat(t) end)()",
+     "1258"},
     {"(function() local t = {} for i = 1, 999 do t[i] = (i * 7919) % 1009 end "
      "table.sort(t, function(a, b) return a > b end) for i = 2, #t do "
      "if t[i - 1] < t[i] then return 'unsorted' end end return 'ok' end)()",
@@ -95,7 +97,8 @@ static const struct {
      "return table.concat(t) .. table.remove(t) .. table.remove(t, 1) end)()",
      "192771"},
     {"ctx.idempotency_key('mail')", "e-1:probe:mail"},
-    {"ctx.idempotency_key() .. ctx.idempotency_key()", "e-1:probe:0e-1:probe:1"},
+    {"ctx.idempotency_key() .. ctx.idempotency_key()",
+     "e-1:probe:0e-1:probe:1"},
     {"ctx.handler .. ctx.version .. ctx.attempt .. ctx.mode", "probeabc1live"},
     {"ctx.now() > 1.7e9", "true"},
     {"select(2, pcall(function() metric.counter('Bad Name') end)) ~= nil",
@@ -103,7 +106,8 @@ static const struct {
     {"pcall(function() metric.counter('x'):inc(1, { nope = 'y' }) end)",
      "false"},
     {"pcall(function() metric.counter('x', { labels = { 'a' } })"
-     ":inc(1, { a = 'y' }) end)", "true"},
+     ":inc(1, { a = 'y' }) end)",
+     "true"},
     {"pcall(function() metric.gauge('x'):inc() end)", "false"},
     {"os.date('!%Y-%m-%d', 0)", "1970-01-01"},
     {"tostring(tostring) == nil", "false"},
@@ -113,13 +117,13 @@ static void test_expressions(void **state)
 {
     (void)state;
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
-        char *body = xasprintf(
-            "local text, time, uuid, crypto, metric = "
-            "require('moontide.text'), require('moontide.time'), "
-            "require('moontide.uuid'), require('moontide.crypto'), "
-            "require('moontide.metric') "
-            "return ctx.skip(tostring((%s)))",
-            cases[i].expression);
+        char *body =
+            xasprintf("local text, time, uuid, crypto, metric = "
+                      "require('moontide.text'), require('moontide.time'), "
+                      "require('moontide.uuid'), require('moontide.crypto'), "
+                      "require('moontide.metric') "
+                      "return ctx.skip(tostring((%s)))",
+                      cases[i].expression);
         char *source = xasprintf(
             "local require = require for _, m in ipairs { 'text', 'time', "
             "'uuid', 'crypto', 'metric' } do require('moontide.' .. m) end "

@@ -41,7 +41,8 @@ static void host_start(struct host *h, size_t up_size)
                                  "\"log\":{\"level\":\"error\"}}";
     int fd = memfd_create("config", 0);
     char fds[64];
-    char *argv[] = {"worker", "--fds", fds, NULL};
+    char name[] = "worker", option[] = "--fds";
+    char *argv[] = {name, option, fds, NULL};
     struct err err;
 
     memset(h, 0, sizeof(*h));
@@ -115,10 +116,10 @@ static void turn(struct host *h)
 
 static void load(struct host *h, const char *source)
 {
-    json_t *bundle = json_pack(
-        "{s:s, s:s, s:s, s:{s:s}, s:{}, s:{}, s:{}}", "name", "probe",
-        "version", "1", "main", "handlers/probe.lua", "sources",
-        "handlers/probe.lua", source, "modules", "templates", "decl");
+    json_t *bundle =
+        json_pack("{s:s, s:s, s:s, s:{s:s}, s:{}, s:{}, s:{}}", "name", "probe",
+                  "version", "1", "main", "handlers/probe.lua", "sources",
+                  "handlers/probe.lua", source, "modules", "templates", "decl");
     char *text = json_dumps(bundle, 0);
 
     assert_true(write_text(&h->down, MSG_LOAD, 1, true,
@@ -159,8 +160,8 @@ static int host_end(struct host *h)
 
 static void drain(struct host *h)
 {
-    assert_true(write_text(&h->down, MSG_DRAIN, 0, true,
-                           (struct slice){"", 0}));
+    assert_true(
+        write_text(&h->down, MSG_DRAIN, 0, true, (struct slice){"", 0}));
     assert_int_equal(host_end(h), 0);
 }
 
@@ -208,8 +209,7 @@ static void test_back_pressure(void **state)
     load(&h, "return { handle = function(event, ctx) return "
              "ctx.dead(('x'):rep(4000)) end }");
     while (h.others < 500) {
-        while (n < 500 && n - h.others < 200 &&
-               deliver(&h, (uint32_t)n, "{}"))
+        while (n < 500 && n - h.others < 200 && deliver(&h, (uint32_t)n, "{}"))
             n++;
         turn(&h);
     }

@@ -5,16 +5,41 @@
 static const struct {
     const char *name, *body;
 } escapes[] = {
-#define GLOBAL(name) {"global " name, "if " name " ~= nil then return ctx.skip('escaped') end"}
-    GLOBAL("io"), GLOBAL("debug"), GLOBAL("package"), GLOBAL("ffi"),
-    GLOBAL("jit"), GLOBAL("load"), GLOBAL("loadstring"), GLOBAL("loadfile"),
-    GLOBAL("dofile"), GLOBAL("getfenv"), GLOBAL("setfenv"),
-    GLOBAL("newproxy"), GLOBAL("collectgarbage"), GLOBAL("module"),
-    GLOBAL("gcinfo"), GLOBAL("host"), GLOBAL("arg"), GLOBAL("os.execute"),
-    GLOBAL("os.exit"), GLOBAL("os.getenv"), GLOBAL("os.remove"),
-    GLOBAL("os.rename"), GLOBAL("os.tmpname"), GLOBAL("os.setlocale"),
-    GLOBAL("string.dump"), GLOBAL("string.gfind"), GLOBAL("table.foreach"),
-    GLOBAL("_G.io"), GLOBAL("_G.debug"), GLOBAL("require('string')"),
+#define GLOBAL(name)                                                 \
+    {                                                                \
+        "global " name,                                              \
+            "if " name " ~= nil then return ctx.skip('escaped') end" \
+    }
+    GLOBAL("io"),
+    GLOBAL("debug"),
+    GLOBAL("package"),
+    GLOBAL("ffi"),
+    GLOBAL("jit"),
+    GLOBAL("load"),
+    GLOBAL("loadstring"),
+    GLOBAL("loadfile"),
+    GLOBAL("dofile"),
+    GLOBAL("getfenv"),
+    GLOBAL("setfenv"),
+    GLOBAL("newproxy"),
+    GLOBAL("collectgarbage"),
+    GLOBAL("module"),
+    GLOBAL("gcinfo"),
+    GLOBAL("host"),
+    GLOBAL("arg"),
+    GLOBAL("os.execute"),
+    GLOBAL("os.exit"),
+    GLOBAL("os.getenv"),
+    GLOBAL("os.remove"),
+    GLOBAL("os.rename"),
+    GLOBAL("os.tmpname"),
+    GLOBAL("os.setlocale"),
+    GLOBAL("string.dump"),
+    GLOBAL("string.gfind"),
+    GLOBAL("table.foreach"),
+    GLOBAL("_G.io"),
+    GLOBAL("_G.debug"),
+    GLOBAL("require('string')"),
 #undef GLOBAL
     {"require ffi", "require 'ffi' return ctx.skip('escaped')"},
     {"require debug", "require 'debug' return ctx.skip('escaped')"},
@@ -26,8 +51,7 @@ static const struct {
      "require 'moontide.runner' return ctx.skip('escaped')"},
     {"require pattern",
      "require 'moontide.pattern' return ctx.skip('escaped')"},
-    {"require a path",
-     "require '../../etc/passwd' return ctx.skip('escaped')"},
+    {"require a path", "require '../../etc/passwd' return ctx.skip('escaped')"},
     {"string metatable",
      "local mt = getmetatable('') if mt then return ctx.skip('escaped') end"},
     {"string methods have no dump",
@@ -125,8 +149,8 @@ static void test_bytecode_is_refused(void **state)
 
 static void test_syntax_error_names_the_line(void **state)
 {
-    struct seen seen = run_once("return {\n  handle = funktion\n  x }", "{}",
-                                "{}");
+    struct seen seen =
+        run_once("return {\n  handle = funktion\n  x }", "{}", "{}");
 
     (void)state;
     assert_non_null(strstr(seen.reason, "handlers/probe.lua:3:"));
@@ -134,8 +158,8 @@ static void test_syntax_error_names_the_line(void **state)
 
 static void test_api_while_loading(void **state)
 {
-    struct seen seen = run_once("require('moontide.timer').sleep(1) return {}",
-                                "{}", "{}");
+    struct seen seen =
+        run_once("require('moontide.timer').sleep(1) return {}", "{}", "{}");
 
     (void)state;
     assert_non_null(strstr(seen.reason, "timer.sleep cannot be called while "
@@ -159,14 +183,14 @@ static void test_api_inside_a_c_callback(void **state)
 /* gsub's and sort's functions are called from Lua: waiting works in them. */
 static void test_waiting_in_our_callbacks(void **state)
 {
-    struct seen seen = run_body(
-        "local timer = require('moontide.timer') "
-        "local s = ('a b'):gsub('%a', function(c) timer.sleep(0.001) "
-        "return c:upper() end) "
-        "local t = { 3, 1, 2 } table.sort(t, function(a, b) "
-        "timer.sleep(0.001) return a < b end) "
-        "return ctx.skip(s .. t[1] .. t[2] .. t[3])",
-        "{}");
+    struct seen seen =
+        run_body("local timer = require('moontide.timer') "
+                 "local s = ('a b'):gsub('%a', function(c) timer.sleep(0.001) "
+                 "return c:upper() end) "
+                 "local t = { 3, 1, 2 } table.sort(t, function(a, b) "
+                 "timer.sleep(0.001) return a < b end) "
+                 "return ctx.skip(s .. t[1] .. t[2] .. t[3])",
+                 "{}");
 
     (void)state;
     assert_string_equal(seen.reason, "A B123");
@@ -175,12 +199,12 @@ static void test_waiting_in_our_callbacks(void **state)
 /* Waits pass through coroutines of the handler's own. */
 static void test_waiting_in_own_coroutines(void **state)
 {
-    struct seen seen = run_body(
-        "local timer = require('moontide.timer') "
-        "local gen = coroutine.wrap(function() for i = 1, 3 do "
-        "timer.sleep(0.001) coroutine.yield(i) end end) "
-        "return ctx.skip(gen() .. gen() .. gen())",
-        "{}");
+    struct seen seen =
+        run_body("local timer = require('moontide.timer') "
+                 "local gen = coroutine.wrap(function() for i = 1, 3 do "
+                 "timer.sleep(0.001) coroutine.yield(i) end end) "
+                 "return ctx.skip(gen() .. gen() .. gen())",
+                 "{}");
 
     (void)state;
     assert_string_equal(seen.reason, "123");

@@ -77,8 +77,8 @@ static void on_harness_loaded(struct unit *unit, const struct err *err)
 }
 
 /* `decl` is JSON of the bundle's decl; "{}" for a plain handler. */
-static void harness_init(struct harness *h, const char *source,
-                         const char *decl)
+__attribute__((unused)) static void
+harness_init(struct harness *h, const char *source, const char *decl)
 {
     json_t *settings = json_object(), *bundle;
     struct err err;
@@ -100,7 +100,7 @@ static void harness_init(struct harness *h, const char *source,
     json_decref(bundle);
 }
 
-static void harness_fini(struct harness *h)
+__attribute__((unused)) static void harness_fini(struct harness *h)
 {
     struct watchdog *wd = h->rt.watchdog;
     struct ev_loop *loop = h->rt.loop;
@@ -112,8 +112,8 @@ static void harness_fini(struct harness *h)
     free(h->seen);
 }
 
-static struct delivery_msg harness_event(uint32_t slot, uint64_t lane,
-                                         const char *payload)
+__attribute__((unused)) static struct delivery_msg
+harness_event(uint32_t slot, uint64_t lane, const char *payload)
 {
     struct delivery_msg d = {.slot = slot,
                              .vm = 1,
@@ -137,8 +137,10 @@ static struct delivery_msg harness_event(uint32_t slot, uint64_t lane,
     return d;
 }
 
-static void harness_offer(struct harness *h, uint32_t slot, uint64_t lane,
-                          uint16_t flags, const char *payload)
+__attribute__((unused)) static void harness_offer(struct harness *h,
+                                                  uint32_t slot, uint64_t lane,
+                                                  uint16_t flags,
+                                                  const char *payload)
 {
     struct delivery_msg d = harness_event(slot, lane, payload);
 
@@ -148,7 +150,7 @@ static void harness_offer(struct harness *h, uint32_t slot, uint64_t lane,
 }
 
 /* Turn the loop until `n` verdicts are there. */
-static void harness_wait(struct harness *h, int n)
+__attribute__((unused)) static void harness_wait(struct harness *h, int n)
 {
     while (h->n_seen < n) {
         unit_flush(h->unit);
@@ -159,8 +161,8 @@ static void harness_wait(struct harness *h, int n)
 }
 
 /* One handler, one event, one verdict. */
-__attribute__((unused)) static struct seen run_once(const char *source, const char *decl,
-                            const char *payload)
+__attribute__((unused)) static struct seen
+run_once(const char *source, const char *decl, const char *payload)
 {
     struct harness h;
     struct seen seen;
@@ -181,10 +183,11 @@ __attribute__((unused)) static struct seen run_once(const char *source, const ch
 }
 
 /* `handle` as the body of a function of event and ctx. */
-__attribute__((unused)) static struct seen run_body(const char *body, const char *payload)
+__attribute__((unused)) static struct seen run_body(const char *body,
+                                                    const char *payload)
 {
-    char *source = xasprintf("return { handle = function(event, ctx) %s end }",
-                             body);
+    char *source =
+        xasprintf("return { handle = function(event, ctx) %s end }", body);
     struct seen seen = run_once(source, "{}", payload);
 
     free(source);
