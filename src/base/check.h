@@ -9,7 +9,7 @@
 #ifndef MT_BASE_CHECK_H
 #define MT_BASE_CHECK_H
 
-#define CHECK(cond)                                                            \
+#define CHECK(cond) \
     ((cond) ? (void)0 : check_failed(#cond, __FILE__, __LINE__, __func__))
 
 /* For a switch that has handled every enumerator. */

@@ -34,10 +34,10 @@ char *clock_format(int64_t wall_us, char text[static RFC3339_SIZE])
     sec = (time_t)((wall_us - us) / 1000000);
     gmtime_r(&sec, &tm);
     snprintf(text, RFC3339_SIZE, "%04u-%02u-%02uT%02u:%02u:%02u.%06uZ",
-             (unsigned)(tm.tm_year + 1900) % 10000, (unsigned)tm.tm_mon % 12 + 1,
-             (unsigned)tm.tm_mday % 100, (unsigned)tm.tm_hour % 100,
-             (unsigned)tm.tm_min % 100, (unsigned)tm.tm_sec % 100,
-             (unsigned)us % 1000000);
+             (unsigned)(tm.tm_year + 1900) % 10000,
+             (unsigned)tm.tm_mon % 12 + 1, (unsigned)tm.tm_mday % 100,
+             (unsigned)tm.tm_hour % 100, (unsigned)tm.tm_min % 100,
+             (unsigned)tm.tm_sec % 100, (unsigned)us % 1000000);
     return text;
 }
 

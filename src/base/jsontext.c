@@ -11,8 +11,8 @@ json_t *json_string_lossy(struct slice text)
     if (json)
         return json;
     buf_add_json(&quoted, text);
-    json = json_loadb(quoted.ptr, quoted.len,
-                      JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL);
+    json = json_loadb(quoted.ptr, quoted.len, JSON_DECODE_ANY | JSON_ALLOW_NUL,
+                      NULL);
     buf_fini(&quoted);
     CHECK(json);
     return json;

@@ -9,8 +9,8 @@ struct list {
     struct list *next, *prev;
 };
 
-#define CONTAINER_OF(ptr, type, member)                                        \
-    ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+#define CONTAINER_OF(ptr, type, member) \
+    ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 
 static inline void list_init(struct list *head)
 {
@@ -44,12 +44,12 @@ static inline void list_remove(struct list *item)
     list_init(item);
 }
 
-#define list_foreach(pos, head)                                                \
+#define list_foreach(pos, head) \
     for (struct list *pos = (head)->next; pos != (head); pos = pos->next)
 
 /* The current item may be removed inside the loop. */
-#define list_foreach_safe(pos, head)                                           \
-    for (struct list *pos = (head)->next, *pos##_next = pos->next;             \
+#define list_foreach_safe(pos, head)                               \
+    for (struct list *pos = (head)->next, *pos##_next = pos->next; \
          pos != (head); pos = pos##_next, pos##_next = pos->next)
 
 #endif

@@ -98,21 +98,20 @@ static void add_pairs_as_json(struct buf *line, const char *data)
 static void add_clean(struct buf *line, const char *data)
 {
     for (; *data; data++)
-        buf_add_char(line, (unsigned char)*data < 0x20 || *data == 0x7f
-                               ? ' '
-                               : *data);
+        buf_add_char(
+            line, (unsigned char)*data < 0x20 || *data == 0x7f ? ' ' : *data);
 }
 
 static void compose(struct buf *line, enum log_level level,
-                    const char *component, const char *phrase,
-                    const char *data)
+                    const char *component, const char *phrase, const char *data)
 {
     char when[RFC3339_SIZE];
 
     clock_format(clock_wall_us(), when);
     if (logger.format == LOG_JSON) {
-        buf_printf(line, "{\"at\":\"%s\",\"level\":\"%s\",\"process\":\"%s\","
-                         "\"component\":\"%s\",\"message\":",
+        buf_printf(line,
+                   "{\"at\":\"%s\",\"level\":\"%s\",\"process\":\"%s\","
+                   "\"component\":\"%s\",\"message\":",
                    when, level_names[level], logger.process, component);
         buf_add_json(line, slice_of(phrase));
         add_pairs_as_json(line, data);

@@ -20,7 +20,8 @@ enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
 enum log_format { LOG_HUMAN, LOG_JSON };
 
 /* Set once at start; the level may change later. Copies `process`. */
-void log_init(enum log_level level, enum log_format format, const char *process);
+void log_init(enum log_level level, enum log_format format,
+              const char *process);
 void log_set_level(enum log_level level);
 bool log_level_parse(const char *name, enum log_level *level);
 bool log_wants(enum log_level level);
@@ -34,8 +35,8 @@ void log_write(enum log_level level, const char *component, const char *phrase,
 #define log_error(phrase, ...) LOG_AT(LOG_ERROR, phrase, __VA_ARGS__)
 
 /* Every call gives a format string for the data, "%s","" when there is none. */
-#define LOG_AT(level, phrase, ...)                                             \
-    (log_wants(level) ? log_write(level, component, phrase, __VA_ARGS__)       \
+#define LOG_AT(level, phrase, ...)                                       \
+    (log_wants(level) ? log_write(level, component, phrase, __VA_ARGS__) \
                       : (void)0)
 
 #endif

@@ -22,8 +22,8 @@ char *xasprintf(const char *fmt, ...)
 struct pool {
     void *free;
     struct pool_block *blocks;
-    size_t size;     /* of an object */
-    size_t in_use;   /* objects handed out */
+    size_t size;   /* of an object */
+    size_t in_use; /* objects handed out */
 };
 
 void pool_init(struct pool *pool, size_t object_size);

@@ -53,7 +53,7 @@ static const struct {
     enum metric_kind kind;
     const char *name, *labels, *help;
 } table[] = {
-#define METRIC(kind, id, name, labels, help)                                   \
+#define METRIC(kind, id, name, labels, help) \
     {METRIC_##kind, name, labels, help},
 #include "base/metrics.def"
 #undef METRIC
@@ -251,8 +251,8 @@ void metrics_zero(struct metrics *m, enum metric_id id)
 
 void metrics_on_render(struct metrics *m, metrics_collect_fn *fn, void *arg)
 {
-    m->collectors = xrealloc(m->collectors,
-                             (m->n_collectors + 1) * sizeof(*m->collectors));
+    m->collectors =
+        xrealloc(m->collectors, (m->n_collectors + 1) * sizeof(*m->collectors));
     m->collectors[m->n_collectors++] = (struct collector){fn, arg};
 }
 

@@ -23,7 +23,7 @@ struct setting {
 };
 
 static const struct setting table[] = {
-#define SETTING(type, name, field, dflt, env, effect, help)                    \
+#define SETTING(type, name, field, dflt, env, effect, help) \
     {type, name, offsetof(struct settings, field), dflt, env, effect, help},
 #include "base/settings.def"
 #undef SETTING
@@ -75,9 +75,9 @@ bool duration_parse(const char *text, int64_t *ms)
 
 bool bytes_parse(const char *text, int64_t *bytes)
 {
-    static const char *const units[] = {"B",  "kB", "KiB", "MB",
+    static const char *const units[] = {"B",   "kB", "KiB", "MB",
                                         "MiB", "GB", "GiB", NULL};
-    static const double factors[] = {1,   1e3, 1024,      1e6,
+    static const double factors[] = {1,       1e3, 1024,      1e6,
                                      1048576, 1e9, 1073741824};
 
     return scaled(text, units, factors, 1, bytes);
@@ -152,8 +152,7 @@ static bool bad_value(const struct setting *d, const char *text,
 
 /* A value given as text: default, environment or command line. */
 static bool set_from_text(struct settings *s, const struct setting *d,
-                          const char *text, const char *origin,
-                          struct err *err)
+                          const char *text, const char *origin, struct err *err)
 {
     void *slot = field(s, d);
     json_t *map;
@@ -161,10 +160,22 @@ static bool set_from_text(struct settings *s, const struct setting *d,
     switch (d->type) {
     case TEXT:
     case SECRET: put_text(slot, text); return true;
-    case INT: if (int_parse(text, slot)) return true; break;
-    case BOOL: if (bool_parse(text, slot)) return true; break;
-    case DURATION: if (duration_parse(text, slot)) return true; break;
-    case BYTES: if (bytes_parse(text, slot)) return true; break;
+    case INT:
+        if (int_parse(text, slot))
+            return true;
+        break;
+    case BOOL:
+        if (bool_parse(text, slot))
+            return true;
+        break;
+    case DURATION:
+        if (duration_parse(text, slot))
+            return true;
+        break;
+    case BYTES:
+        if (bytes_parse(text, slot))
+            return true;
+        break;
     case LIST: put_json(slot, split_list(text)); return true;
     case MAP:
         map = *text ? json_loads(text, 0, NULL) : json_object();
@@ -299,10 +310,10 @@ static bool set_list(struct settings *s, const struct setting *d,
     if (!json_is_array(value))
         return err_set(err, ERR_PERMANENT, "%s: %s is not a list", origin,
                        d->name);
-    json_array_foreach(value, i, item)
-        if (!json_is_string(item))
-            return err_set(err, ERR_PERMANENT, "%s: %s[%zu] is not text",
-                           origin, d->name, i + 1);
+    json_array_foreach(value, i, item) if (
+        !json_is_string(item)) return err_set(err, ERR_PERMANENT,
+                                              "%s: %s[%zu] is not text", origin,
+                                              d->name, i + 1);
     put_json(field(s, d), json_deep_copy(value));
     return true;
 }
@@ -386,7 +397,8 @@ static bool apply_table(struct settings *s, const char *prefix,
     json_t *value;
     void *iter = json_object_iter((json_t *)(uintptr_t)values);
 
-    for (; iter; iter = json_object_iter_next((json_t *)(uintptr_t)values, iter)) {
+    for (; iter;
+         iter = json_object_iter_next((json_t *)(uintptr_t)values, iter)) {
         key = json_object_iter_key(iter);
         value = json_object_iter_value(iter);
         if (!apply_entry(s, prefix, key, value, origin, err))
@@ -438,8 +450,9 @@ static bool set_from_env(struct settings *s, const struct setting *d,
     char text[64];
     size_t len = strlen(variable);
 
-    if (d->type == DURATION && len > 3 && strcmp(variable + len - 3, "_MS") == 0
-        && strspn(value, "0123456789") == strlen(value) && *value) {
+    if (d->type == DURATION && len > 3 &&
+        strcmp(variable + len - 3, "_MS") == 0 &&
+        strspn(value, "0123456789") == strlen(value) && *value) {
         snprintf(text, sizeof(text), "%.20sms", value);
         value = text;
     }
@@ -603,8 +616,7 @@ static json_t *value_json(const struct settings *s, const struct setting *d,
     case INT:
     case BYTES: return json_integer(*(int64_t *)slot);
     case BOOL: return json_boolean(*(bool *)slot);
-    case DURATION:
-        return json_sprintf("%lldms", (long long)*(int64_t *)slot);
+    case DURATION: return json_sprintf("%lldms", (long long)*(int64_t *)slot);
     case LIST: return json_incref(*(json_t **)slot);
     case MAP: return json_incref(*(json_t **)slot);
     }
@@ -624,7 +636,8 @@ static json_t *masked(const json_t *value)
     json_t *copy = json_deep_copy(value), *item;
     const char *key;
 
-    json_object_foreach(copy, key, item) {
+    json_object_foreach(copy, key, item)
+    {
         if (json_is_object(item))
             json_object_set_new(copy, key, masked(item));
         else if (is_secret_name(key) && !json_is_array(item))

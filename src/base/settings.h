@@ -26,7 +26,7 @@ struct buf;
 #define SETTING_C_MAP      json_t * /* object (http.tokens: array); never NULL */
 
 struct settings {
-#define SETTING(type, name, field, dflt, env, effect, help)                    \
+#define SETTING(type, name, field, dflt, env, effect, help) \
     SETTING_C_##type field;
 #include "base/settings.def"
 #undef SETTING

@@ -10,23 +10,23 @@
 
 /* What is known of an event beside its body, each as text. Absent facts are
  * looked up in the envelope by the worker when a handler touches them. */
-#define FACTS(X)                                                               \
-    X(ID, "id")                                                                \
-    X(TYPE, "type")                                                            \
-    X(VERSION, "version")                     /* digits */                     \
-    X(AGGREGATE_TYPE, "aggregate_type")                                        \
-    X(AGGREGATE_ID, "aggregate_id")                                            \
-    X(AGGREGATE_VERSION, "aggregate_version") /* digits */                     \
-    X(OCCURRED_AT, "occurred_at")             /* RFC 3339 */                   \
-    X(METADATA, "metadata")                   /* a JSON object */              \
-    X(TRACEPARENT, "traceparent")             /* from headers */               \
+#define FACTS(X)                                                  \
+    X(ID, "id")                                                   \
+    X(TYPE, "type")                                               \
+    X(VERSION, "version") /* digits */                            \
+    X(AGGREGATE_TYPE, "aggregate_type")                           \
+    X(AGGREGATE_ID, "aggregate_id")                               \
+    X(AGGREGATE_VERSION, "aggregate_version") /* digits */        \
+    X(OCCURRED_AT, "occurred_at")             /* RFC 3339 */      \
+    X(METADATA, "metadata")                   /* a JSON object */ \
+    X(TRACEPARENT, "traceparent")             /* from headers */  \
     X(CORRELATION_ID, "correlation_id")       /* from headers */
 
 enum fact {
 #define X(id, name) FACT_##id,
     FACTS(X)
 #undef X
-    FACT_COUNT,
+        FACT_COUNT,
 };
 
 const char *fact_name(enum fact fact);
@@ -44,37 +44,37 @@ const char *body_form_name(enum body_form form);
 bool body_form_parse(const char *name, enum body_form *form);
 
 /* What a delivery's run says. */
-#define VERDICTS(X)                                                            \
-    X(ACK, "ack")                                                              \
-    X(RETRY, "retry")                                                          \
-    X(DEAD, "dead")                                                            \
-    X(SKIP, "skip")                                                            \
-    X(SNOOZE, "snooze") /* later, no attempt counted */                        \
-    X(BACK, "back")     /* given back without having been run */               \
+#define VERDICTS(X)                                              \
+    X(ACK, "ack")                                                \
+    X(RETRY, "retry")                                            \
+    X(DEAD, "dead")                                              \
+    X(SKIP, "skip")                                              \
+    X(SNOOZE, "snooze") /* later, no attempt counted */          \
+    X(BACK, "back")     /* given back without having been run */ \
     X(FENCED, "fenced") /* another owner has the partition: stop */
 
 enum verdict {
 #define X(id, name) VERDICT_##id,
     VERDICTS(X)
 #undef X
-    VERDICT_COUNT,
+        VERDICT_COUNT,
 };
 
 const char *verdict_name(enum verdict verdict);
 
-#define ERROR_CLASSES(X)                                                       \
-    X(TRANSIENT, "transient")                                                  \
-    X(PERMANENT, "permanent")                                                  \
-    X(BUG, "bug")                                                              \
-    X(LIMIT, "limit")                                                          \
-    X(CRASH, "crash")                                                          \
+#define ERROR_CLASSES(X)      \
+    X(TRANSIENT, "transient") \
+    X(PERMANENT, "permanent") \
+    X(BUG, "bug")             \
+    X(LIMIT, "limit")         \
+    X(CRASH, "crash")         \
     X(UNDECODABLE, "undecodable")
 
 enum error_class {
 #define X(id, name) CLASS_##id,
     ERROR_CLASSES(X)
 #undef X
-    CLASS_COUNT,
+        CLASS_COUNT,
 };
 
 const char *class_name(enum error_class class);

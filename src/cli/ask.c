@@ -60,8 +60,8 @@ static int finish(CURL *curl, CURLcode code, const char *url,
     *answer = NULL;
     if (status >= 300 && status != 503)
         return complain(status, text);
-    *answer = json_loadb(text->ptr ? text->ptr : "", text->len,
-                         JSON_DECODE_ANY, NULL);
+    *answer = json_loadb(text->ptr ? text->ptr : "", text->len, JSON_DECODE_ANY,
+                         NULL);
     if (status == 503 && !json_object_get(*answer, "reasons")) {
         json_decref(*answer);
         *answer = NULL;

@@ -37,12 +37,16 @@ static const struct command commands[] = {
 
 /* Options with a value; all others are flags. */
 static const char *const valued[] = {
-    "-c",       "--config", "--url",       "--token",       "--set",
-    "--handler", "--type",  "--aggregate", "--correlation", "--class",
-    "--fingerprint", "--state", "--since", "--until", "--reason",
-    "--when-off", "--for",  "--file",      "--limit",       "--cursor",
-    "--ids",    "--preset", "--steps",     "--rate", "--wait",
-    "--dir",    "--event",  "--last",
+    "-c",         "--config",      "--url",
+    "--token",    "--set",         "--handler",
+    "--type",     "--aggregate",   "--correlation",
+    "--class",    "--fingerprint", "--state",
+    "--since",    "--until",       "--reason",
+    "--when-off", "--for",         "--file",
+    "--limit",    "--cursor",      "--ids",
+    "--preset",   "--steps",       "--rate",
+    "--wait",     "--dir",         "--event",
+    "--last",
 };
 
 static bool takes_value(const char *option)

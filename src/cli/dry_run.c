@@ -106,7 +106,8 @@ static void print_run(const json_t *run)
                : "-",
            json_string_value(json_object_get(run, "verdict")),
            reason && *reason ? ": " : "", reason ? reason : "");
-    json_array_foreach(effects, i, effect) {
+    json_array_foreach(effects, i, effect)
+    {
         char *text = json_dumps(effect, JSON_COMPACT | JSON_ENCODE_ANY);
 
         printf("    %s\n", text);
@@ -117,9 +118,9 @@ static void print_run(const json_t *run)
 static int run(const struct cli *c, const struct settings *s, json_t *bundle,
                json_t *events, struct err *err)
 {
-    json_t *request = json_pack("{s:s, s:O, s:o, s:O}", "op", "dry_run",
-                                "bundle", bundle, "settings",
-                                settings_json(s, true), "events", events);
+    json_t *request =
+        json_pack("{s:s, s:O, s:o, s:O}", "op", "dry_run", "bundle", bundle,
+                  "settings", settings_json(s, true), "events", events);
     json_t *answer = probe_wait(request, PROBE_TIMEOUT_MS, err);
     const json_t *runs = json_object_get(answer, "runs"), *one;
     size_t i;
@@ -128,8 +129,7 @@ static int run(const struct cli *c, const struct settings *s, json_t *bundle,
     if (answer && c->json)
         cli_print_json(runs);
     else
-        json_array_foreach(runs, i, one)
-            print_run(one);
+        json_array_foreach(runs, i, one) print_run(one);
     json_decref(answer);
     json_decref(request);
     return code;

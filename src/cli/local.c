@@ -66,15 +66,15 @@ static bool handler_fits(const struct settings *s, const json_t *decl,
 {
     const char *on_dead = json_string_value(json_object_get(decl, "on_dead"));
 
-    if (json_is_true(json_object_get(decl, "transaction")) &&
-        !*s->database_url)
+    if (json_is_true(json_object_get(decl, "transaction")) && !*s->database_url)
         return err_set(err, ERR_PERMANENT,
                        "%s/%s.lua: transaction = true needs database.url",
                        s->handlers_path, name);
     if (on_dead && strcmp(on_dead, "continue") != 0)
         return err_set(err, ERR_PERMANENT,
                        "%s/%s.lua: on_dead = \"%s\" is not offered by this "
-                       "version", s->handlers_path, name, on_dead);
+                       "version",
+                       s->handlers_path, name, on_dead);
     return true;
 }
 
@@ -173,8 +173,7 @@ static void print_step(void *arg, const struct migrate_step *step)
         printf("{\"version\":\"%s\",\"appliedAt\":%s%s%s,\"changed\":%s}\n",
                step->version, step->applied_at ? "\"" : "",
                step->applied_at ? step->applied_at : "null",
-               step->applied_at ? "\"" : "",
-               step->changed ? "true" : "false");
+               step->applied_at ? "\"" : "", step->changed ? "true" : "false");
     else
         printf("%-28s %s\n", step->version,
                step->changed      ? (step->applied_at ? "applied" : "undone")
@@ -200,8 +199,8 @@ static int migrate(const struct cli *c, const struct migrate_options *o,
     else if (strcmp(what, "uninstall") == 0 && cli_flag(c, "--yes"))
         ok = migrate_uninstall(o, print_step, arg, err);
     else if (strcmp(what, "adopt") == 0 && c->n_words == 2)
-        ok = migrate_adopt(o, c->words[1],
-                           preset ? preset : s->outbox_columns, err);
+        ok = migrate_adopt(o, c->words[1], preset ? preset : s->outbox_columns,
+                           err);
     else
         return cli_usage("migrate up [--ids uuid|text] | down [--steps N] | "
                          "status | uninstall --yes | adopt TABLE [--preset "

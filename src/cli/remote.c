@@ -3,14 +3,14 @@
 
 #include "base/buf.h"
 #include "base/mem.h"
-#include "host/probe.h"
 #include "host/config.h"
+#include "host/probe.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define PUBLISH_BATCH 500
+#define PUBLISH_BATCH   500
 #define SPEC_TIMEOUT_MS 30000
 
 static const char *word(const struct cli *c, size_t i)
@@ -53,8 +53,8 @@ static const char *text_at(const json_t *json, const char *name)
 static void show_partitions(const json_t *sources)
 {
     static const char *const columns[] = {
-        "SOURCE:source", "PARTITION:partition", "STATE:state", "NEXT:next",
-        "BACKLOG:backlog", "WINDOW:window", "TROUBLE:trouble"};
+        "SOURCE:source",   "PARTITION:partition", "STATE:state",    "NEXT:next",
+        "BACKLOG:backlog", "WINDOW:window",       "TROUBLE:trouble"};
 
     printf("\n");
     cli_print_table(json_object_get(sources, "partitions"), columns, 7);
@@ -62,9 +62,9 @@ static void show_partitions(const json_t *sources)
 
 static void show_handlers(const json_t *handlers)
 {
-    static const char *const columns[] = {
-        "HANDLER:name", "STATE:state", "VERSION:version", "SINCE:since",
-        "INFLIGHT:inflight", "NOTE:refused"};
+    static const char *const columns[] = {"HANDLER:name",      "STATE:state",
+                                          "VERSION:version",   "SINCE:since",
+                                          "INFLIGHT:inflight", "NOTE:refused"};
 
     cli_print_table(handlers, columns, 6);
 }
@@ -82,8 +82,7 @@ static void show_status(const json_t *status)
         printf("\nready\n");
     json_array_foreach(reasons, i, reason)
         printf("\nnot ready: %s%s%s\n", text_at(reason, "handler"),
-               *text_at(reason, "handler") ? ": " : "",
-               text_at(reason, "why"));
+               *text_at(reason, "handler") ? ": " : "", text_at(reason, "why"));
 }
 
 int cmd_status(const struct cli *c)
@@ -122,12 +121,11 @@ static int test_handler(const struct cli *c)
     else if (c->json)
         cli_print_json(answer);
     else
-        json_array_foreach(json_object_get(answer, "results"), i, one)
-            printf("%s %s%s%s\n",
-                   json_is_true(json_object_get(one, "ok")) ? "ok  " : "FAIL",
-                   text_at(one, "name"),
-                   *text_at(one, "error") ? "\n     " : "",
-                   text_at(one, "error"));
+        json_array_foreach(json_object_get(answer, "results"), i, one) printf(
+            "%s %s%s%s\n",
+            json_is_true(json_object_get(one, "ok")) ? "ok  " : "FAIL",
+            text_at(one, "name"), *text_at(one, "error") ? "\n     " : "",
+            text_at(one, "error"));
     if (answer && json_integer_value(json_object_get(answer, "failed")) == 0)
         code = EXIT_DONE;
     json_decref(answer);
@@ -147,8 +145,8 @@ int cmd_handlers(const struct cli *c)
         snprintf(path, sizeof(path), "/v1/handlers/%.100s", name);
         code = ask_and_show(c, "GET", path, NULL, NULL);
     } else if (word_is(c, 0, "reload")) {
-        snprintf(path, sizeof(path), *name ? "/v1/handlers/%.100s/reload"
-                                           : "/v1/reload%.0s", name);
+        snprintf(path, sizeof(path),
+                 *name ? "/v1/handlers/%.100s/reload" : "/v1/reload%.0s", name);
         code = ask_and_show(c, "POST", path, NULL, NULL);
     } else if ((word_is(c, 0, "pause") || word_is(c, 0, "resume")) && *name) {
         snprintf(path, sizeof(path), "/v1/handlers/%.100s/%.10s", name,
@@ -217,16 +215,17 @@ int cmd_flags(const struct cli *c)
 
 /* --- dead letters ------------------------------------------------------------------------ */
 
-static const char *const filters[] = {
-    "handler", "type", "aggregate", "correlation", "class", "fingerprint",
-    "since", "until"};
+static const char *const filters[] = {"handler",     "type",  "aggregate",
+                                      "correlation", "class", "fingerprint",
+                                      "since",       "until"};
 #define N_FILTERS (sizeof(filters) / sizeof(*filters))
 
 static void show_dead_letters(const json_t *answer)
 {
     static const char *const columns[] = {
-        "ID:id", "HANDLER:handler", "TYPE:eventType", "CLASS:class",
-        "ATTEMPTS:attempts", "FAILED:failedAt", "ERROR:error"};
+        "ID:id",       "HANDLER:handler",   "TYPE:eventType",
+        "CLASS:class", "ATTEMPTS:attempts", "FAILED:failedAt",
+        "ERROR:error"};
     const json_t *next = json_object_get(answer, "cursor");
 
     cli_print_table(json_object_get(answer, "deadLetters"), columns, 7);

@@ -12,18 +12,18 @@
 struct handler;
 struct lane;
 
-#define DELIVERY_STATES(X)                                                     \
-    X(WAITING)  /* in its lane, behind others or for a place in a worker */    \
-    X(INFLIGHT) /* with a worker */                                            \
-    X(BACKOFF)  /* failed or snoozed; due_us says when it goes on */           \
-    X(STORING)  /* its dead letter or skip is being stored */                  \
+#define DELIVERY_STATES(X)                                                  \
+    X(WAITING)  /* in its lane, behind others or for a place in a worker */ \
+    X(INFLIGHT) /* with a worker */                                         \
+    X(BACKOFF)  /* failed or snoozed; due_us says when it goes on */        \
+    X(STORING)  /* its dead letter or skip is being stored */               \
     X(SETTLED)  /* done; the memory is about to go */
 
 enum delivery_state {
 #define X(name) DELIVERY_##name,
     DELIVERY_STATES(X)
 #undef X
-    DELIVERY_STATE_COUNT,
+        DELIVERY_STATE_COUNT,
 };
 
 #define FAILURES_MAX 20 /* attempts remembered in a dead letter's history */

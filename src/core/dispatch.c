@@ -180,8 +180,7 @@ static bool send_lane(struct pipeline *pl, unsigned worker, struct lane *lane)
         if (handler_is_full(lane->handler) ||
             (wants_spare(pl, lane) && worker != pl->config.n_workers))
             return true;
-        if (pl->workers[worker]->n_free == 0 ||
-            !send_one(pl, worker, lane))
+        if (pl->workers[worker]->n_free == 0 || !send_one(pl, worker, lane))
             return false;
     }
     return true;
@@ -277,9 +276,10 @@ static enum guilt guilt_of(const struct pipeline *pl, unsigned worker,
                            uint32_t slot, const struct worker_death *death)
 {
     struct delivery *d = pl->workers[worker]->at[slot];
-    struct delivery *ran = death->something_ran && death->running < CHANNEL_SLOTS
-                               ? pl->workers[worker]->at[death->running]
-                               : NULL;
+    struct delivery *ran =
+        death->something_ran && death->running < CHANNEL_SLOTS
+            ? pl->workers[worker]->at[death->running]
+            : NULL;
 
     if (worker == pl->config.n_workers)
         return has_started(death, slot) || ran == d ? GUILT_CERTAIN

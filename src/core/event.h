@@ -21,10 +21,10 @@ struct event {
     struct partition *partition;
     int64_t place; /* offset or seq */
     struct slice facts[FACT_COUNT];
-    struct slice key;  /* of the Kafka record, for dead letters; or absent */
+    struct slice key; /* of the Kafka record, for dead letters; or absent */
     struct slice body;
     enum body_form form;
-    bool is_late; /* filled a gap: its place is below ones read before */
+    bool is_late;        /* filled a gap: its place is below ones read before */
     int64_t arrived_us;  /* CLOCK_MONOTONIC */
     int64_t occurred_us; /* wall clock since 1970, 0 unknown: for the lag */
     uint32_t headers;    /* the source's own, e.g. how many bytes it pins */

@@ -27,8 +27,8 @@ static void open_series(struct handler *h, struct metrics *m)
                                             VERDICT_DEAD, VERDICT_SKIP};
 
     for (size_t i = 0; i < sizeof(outcomes) / sizeof(*outcomes); i++)
-        h->attempts[outcomes[i]] = metrics_get(m, M_DELIVERIES, h->name,
-                                               verdict_name(outcomes[i]));
+        h->attempts[outcomes[i]] =
+            metrics_get(m, M_DELIVERIES, h->name, verdict_name(outcomes[i]));
     h->settled[VERDICT_ACK] = metrics_get(m, M_SETTLED, h->name, "ack");
     h->settled[VERDICT_SKIP] = metrics_get(m, M_SETTLED, h->name, "skip");
     h->settled[VERDICT_DEAD] = metrics_get(m, M_SETTLED, h->name, "dead");

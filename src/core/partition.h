@@ -16,7 +16,7 @@ struct handler;
 struct pipeline;
 
 enum partition_state {
-    PARTITION_OPENING,  /* positions are being read */
+    PARTITION_OPENING, /* positions are being read */
     PARTITION_RUNNING,
     PARTITION_QUIETING, /* nothing new is sent; waits for what runs */
     PARTITION_CLOSED,
@@ -37,12 +37,12 @@ struct partition {
     struct pipeline *pipeline;
     enum partition_state state;
     bool is_paused, is_lost;
-    bool wants_rewind; /* while quieting: start again, do not close */
-    char *trouble;     /* what an operator must decide; NULL: nothing */
-    uint32_t events;   /* taken, not settled by all */
-    uint32_t inflight; /* deliveries with workers or being stored */
+    bool wants_rewind;     /* while quieting: start again, do not close */
+    char *trouble;         /* what an operator must decide; NULL: nothing */
+    uint32_t events;       /* taken, not settled by all */
+    uint32_t inflight;     /* deliveries with workers or being stored */
     int64_t full_since_us; /* its window is full; 0: it is not */
-    uint64_t serial;   /* unique in this process; part of a lane's identity */
+    uint64_t serial; /* unique in this process; part of a lane's identity */
     struct cursor *cursors; /* one a handler, by handler->index */
     size_t n_cursors;
     int64_t committed; /* last `next` given to ops->commit() */
@@ -57,8 +57,8 @@ struct partition {
 
 /* A handler's place in a partition. */
 struct cursor {
-    bool is_open;     /* position known: deliveries are made */
-    bool is_detached; /* held: the window goes on without it */
+    bool is_open;           /* position known: deliveries are made */
+    bool is_detached;       /* held: the window goes on without it */
     struct position from;   /* what was settled when the reading (re)started */
     struct list unsettled;  /* deliveries, in order of arrival */
     int64_t epoch;          /* of the position row */

@@ -90,7 +90,8 @@ bool pattern_check(const char *pattern, struct err *err)
             star != s + len - 1)
             return err_set(err, ERR_PERMANENT,
                            "subscription \"%s\": * stands alone in a segment "
-                           "or at its end", pattern);
+                           "or at its end",
+                           pattern);
         s += len;
     }
     if (many > 2)

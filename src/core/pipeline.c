@@ -35,8 +35,7 @@ struct pipeline *pipeline_new(const struct pipeline_config *config,
 {
     struct pipeline *pl = xcalloc(1, sizeof(*pl));
 
-    CHECK(config->n_workers >= 1 &&
-          config->n_workers < PIPELINE_WORKERS_MAX);
+    CHECK(config->n_workers >= 1 && config->n_workers < PIPELINE_WORKERS_MAX);
     pl->config = *config;
     pl->ops = ops;
     pl->ctx = ctx;
@@ -113,10 +112,10 @@ struct handler *pipeline_handler(struct pipeline *pl, const char *name)
             return pl->handlers[i];
     h = handler_new(name, pl->metrics);
     h->index = (uint32_t)pl->n_handlers;
-    pl->handlers = xrealloc(pl->handlers,
-                            (pl->n_handlers + 1) * sizeof(struct handler *));
+    pl->handlers =
+        xrealloc(pl->handlers, (pl->n_handlers + 1) * sizeof(struct handler *));
     pl->handlers[pl->n_handlers++] = h;
-    list_foreach(link, &pl->partitions)
+    list_foreach (link, &pl->partitions)
         partitions_add_cursor(pl, CONTAINER_OF(link, struct partition, link));
     router_set(pl->router, pl->handlers, pl->n_handlers);
     return h;
@@ -266,7 +265,7 @@ void lane_rewind(struct lane *lane)
 {
     lane->is_broken = false;
     lane->head = NULL;
-    list_foreach(link, &lane->deliveries) {
+    list_foreach (link, &lane->deliveries) {
         struct delivery *d = CONTAINER_OF(link, struct delivery, in_lane);
 
         if (d->state != DELIVERY_STORING) {
@@ -488,8 +487,7 @@ void attempt_failed(struct pipeline *pl, struct delivery *d,
     const struct retry_policy *policy = &h->spec->retry;
     int64_t delay = v->after_ms;
 
-    delivery_failed(d, v->class, v->code, v->reason, v->traceback,
-                    pl->wall_us);
+    delivery_failed(d, v->class, v->code, v->reason, v->traceback, pl->wall_us);
     series_add(h->attempts[v->verdict], 1);
     series_add(h->errors[v->class], 1);
     series_add(h->failures, 1);

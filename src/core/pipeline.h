@@ -136,9 +136,9 @@ void pipeline_verdict(struct pipeline *pl, unsigned worker,
                       const struct verdict_msg *v);
 
 struct worker_death {
-    bool something_ran;    /* `running` is what executed */
-    uint32_t running;      /* slot */
-    uint32_t run_count;    /* above 1: a batch that began with it */
+    bool something_ran;      /* `running` is what executed */
+    uint32_t running;        /* slot */
+    uint32_t run_count;      /* above 1: a batch that began with it */
     const uint64_t *started; /* bits by slot */
     enum error_class class;
     const char *reason;

@@ -69,8 +69,8 @@ void ranges_add(struct ranges *r, int64_t first, int64_t last)
 
     if (first > last)
         return;
-    while (i + n < r->len && (last == INT64_MAX ||
-                              r->at[i + n].first <= last + 1)) {
+    while (i + n < r->len &&
+           (last == INT64_MAX || r->at[i + n].first <= last + 1)) {
         if (r->at[i + n].first < merged.first)
             merged.first = r->at[i + n].first;
         if (r->at[i + n].last > merged.last)

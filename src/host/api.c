@@ -46,9 +46,9 @@ static void get_health(void *ctx, struct http_request *req)
 {
     struct host *h = ctx;
 
-    http_reply_json(req, 200,
-                    json_pack("{s:s}", "status",
-                              h->is_draining ? "draining" : "up"));
+    http_reply_json(
+        req, 200,
+        json_pack("{s:s}", "status", h->is_draining ? "draining" : "up"));
 }
 
 /* What the oldest delivery of a handler waits for, in words. */
@@ -98,17 +98,15 @@ static void add_stuck(void *arg, struct partition *p)
     int64_t now = clock_mono_us(), wall = clock_wall_us();
 
     if (p->trouble)
-        json_array_append_new(
-            arg, json_pack("{s:s, s:s, s:I, s:s}", "handler", "*", "source",
-                           p->name, "position", (json_int_t)p->next, "why",
-                           p->trouble));
+        json_array_append_new(arg, json_pack("{s:s, s:s, s:I, s:s}", "handler",
+                                             "*", "source", p->name, "position",
+                                             (json_int_t)p->next, "why",
+                                             p->trouble));
     for (size_t i = 1; i < n; i++) {
         const struct delivery *d = pipeline_oldest(p, handlers[i]);
 
-        if (d && !handlers[i]->is_held &&
-            now - d->event->arrived_us > STUCK_US)
-            json_array_append_new(arg,
-                                  blocking_json(p, handlers[i], d, wall));
+        if (d && !handlers[i]->is_held && now - d->event->arrived_us > STUCK_US)
+            json_array_append_new(arg, blocking_json(p, handlers[i], d, wall));
     }
 }
 
@@ -143,18 +141,18 @@ static void get_ready(void *ctx, struct http_request *req)
     json_t *reasons = readiness_json(ctx);
     bool ready = json_array_size(reasons) == 0;
 
-    http_reply_json(req, ready ? 200 : 503,
-                    json_pack("{s:b, s:o}", "ready", ready, "reasons",
-                              reasons));
+    http_reply_json(
+        req, ready ? 200 : 503,
+        json_pack("{s:b, s:o}", "ready", ready, "reasons", reasons));
 }
 
 /* --- status, settings, handlers ------------------------------------------------------ */
 
 static json_t *kafka_json(const struct host *h)
 {
-    return json_pack("{s:b, s:s, s:s, s:b}", "connected",
-                     h->kafka_is_connected, "bootstrap", host_bootstrap(h),
-                     "group", h->settings.kafka_group_id, "embedded",
+    return json_pack("{s:b, s:s, s:s, s:b}", "connected", h->kafka_is_connected,
+                     "bootstrap", host_bootstrap(h), "group",
+                     h->settings.kafka_group_id, "embedded",
                      h->embedded != NULL);
 }
 
@@ -216,8 +214,9 @@ static void get_handlers(void *ctx, struct http_request *req)
 {
     struct host *h = ctx;
 
-    http_reply_json(req, 200, json_pack("{s:o}", "handlers",
-                                        catalogue_json(h->catalogue, NULL)));
+    http_reply_json(
+        req, 200,
+        json_pack("{s:o}", "handlers", catalogue_json(h->catalogue, NULL)));
 }
 
 static void get_handler(void *ctx, struct http_request *req)
@@ -272,8 +271,8 @@ static void on_flag_done(void *arg, const struct err *err)
         http_reply_json(req, 200, json_pack("{s:s}", "status", "set"));
 }
 
-static void set_flag(struct host *h, struct http_request *req,
-                     const char *name, const json_t *body)
+static void set_flag(struct host *h, struct http_request *req, const char *name,
+                     const json_t *body)
 {
     const char *lasts = json_string_value(json_object_get(body, "for"));
     struct flag_set set = {
@@ -289,8 +288,9 @@ static void set_flag(struct host *h, struct http_request *req,
     if (lasts && !duration_parse(lasts, &set.for_ms))
         http_problem(req, 400, "\"for\" is not a duration");
     else if (json_object_get(body, "percent"))
-        http_problem(req, 422, "percentages are not offered by this version: "
-                               "state is on or off");
+        http_problem(req, 422,
+                     "percentages are not offered by this version: "
+                     "state is on or off");
     else
         switches_set(h, &set, on_flag_done, req);
 }
@@ -315,8 +315,8 @@ static void pause_or_resume(struct host *h, struct http_request *req,
                             const char *state)
 {
     char name[100];
-    json_t *body = json_pack("{s:s, s:s}", "state", state, "reason",
-                             "handlers pause");
+    json_t *body =
+        json_pack("{s:s, s:s}", "state", state, "reason", "handlers pause");
 
     snprintf(name, sizeof(name), "handler:%s", http_param(req, 0));
     set_flag(h, req, name, body);
@@ -354,9 +354,10 @@ static bool needs_database(struct host *h, struct http_request *req)
 {
     if (h->db)
         return false;
-    http_problem(req, 422, "without PostgreSQL dead letters are records of "
-                           "<topic>.dlq: read and produce them with any Kafka "
-                           "client");
+    http_problem(req, 422,
+                 "without PostgreSQL dead letters are records of "
+                 "<topic>.dlq: read and produce them with any Kafka "
+                 "client");
     return true;
 }
 
@@ -418,9 +419,9 @@ static struct dead_filter filter_of(const json_t *body)
 /* An empty filter would mean all of them: that has to be said. */
 static bool is_aimed(const json_t *body, struct http_request *req)
 {
-    static const char *const names[] = {"ids", "handler", "type", "aggregate",
-                                        "correlation", "class", "fingerprint",
-                                        "since", "until"};
+    static const char *const names[] = {"ids",         "handler",     "type",
+                                        "aggregate",   "correlation", "class",
+                                        "fingerprint", "since",       "until"};
 
     for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
         if (json_is_string(json_object_get(body, names[i])))

@@ -33,7 +33,7 @@ struct version {
     struct bundle bundle;
     char *hash;
     json_t *decl;
-    json_t *files; /* [{path, sha256}] */
+    json_t *files;             /* [{path, sha256}] */
     struct handler_spec *spec; /* until the pipeline takes it */
     int64_t since_us;
 };
@@ -45,9 +45,9 @@ struct entry {
     struct handler *handler;
     struct version *running, *candidate;
     struct probe *probe;
-    uint64_t stamp;   /* of all files of the last probing */
-    json_t *files;    /* their paths; NULL when it failed */
-    char *error;      /* why the last candidate was refused; NULL: it was not */
+    uint64_t stamp; /* of all files of the last probing */
+    json_t *files;  /* their paths; NULL when it failed */
+    char *error;    /* why the last candidate was refused; NULL: it was not */
     bool wants_probe, is_there, is_disabled, is_known_to_intake;
 };
 
@@ -137,11 +137,12 @@ static struct handler_spec *spec_of(const json_t *decl, const char *hash,
         .jitter = strcmp(text_of(retry, "jitter"), "none") != 0,
     };
     spec->is_transactional = json_is_true(json_object_get(decl, "transaction"));
-    spec->subscribes = xcalloc(json_array_size(json_object_get(
-                                   decl, "subscribes")) + 1, sizeof(char *));
+    spec->subscribes =
+        xcalloc(json_array_size(json_object_get(decl, "subscribes")) + 1,
+                sizeof(char *));
     json_array_foreach(json_object_get(decl, "subscribes"), i, pattern)
         spec->subscribes[spec->n_subscribes++] =
-            xstrdup(json_string_value(pattern));
+        xstrdup(json_string_value(pattern));
     for (i = 0; i < spec->n_subscribes; i++)
         if (!pattern_check(spec->subscribes[i], err))
             goto fail;
@@ -162,7 +163,8 @@ static bool can_keep(const struct host *h, const json_t *decl, struct err *err)
         strcmp(text_of(decl, "on_dead"), "continue") != 0)
         return err_set(err, ERR_PERMANENT,
                        "on_dead = \"%s\" is not offered by this version: only "
-                       "\"continue\" is", text_of(decl, "on_dead"));
+                       "\"continue\" is",
+                       text_of(decl, "on_dead"));
     return true;
 }
 
@@ -179,7 +181,8 @@ static struct version *version_new(struct catalogue *c, struct entry *e,
     if (strlen(json) > (size_t)c->host->settings.event_max_bytes) {
         err_set(err, ERR_PERMANENT,
                 "the handler with its modules and templates is larger than "
-                "event.max_bytes (%zu bytes)", strlen(json));
+                "event.max_bytes (%zu bytes)",
+                strlen(json));
         free(json);
         return NULL;
     }
@@ -262,14 +265,12 @@ static uint64_t stamp_of(const struct entry *e)
         stamp = (uint64_t)st.st_mtim.tv_nsec * 31 +
                 (uint64_t)st.st_mtim.tv_sec * 17 + (uint64_t)st.st_ino * 7 +
                 (uint64_t)st.st_size;
-    json_array_foreach(e->files, i, file)
-        if (stat(json_string_value(file), &st) == 0)
-            stamp = stamp * 1099511628211u ^
-                    ((uint64_t)st.st_mtim.tv_nsec * 31 +
-                     (uint64_t)st.st_mtim.tv_sec * 17 +
-                     (uint64_t)st.st_ino * 7 + (uint64_t)st.st_size);
-        else
-            stamp = stamp * 1099511628211u;
+    json_array_foreach(
+        e->files, i, file) if (stat(json_string_value(file), &st) == 0) stamp =
+        stamp * 1099511628211u ^
+        ((uint64_t)st.st_mtim.tv_nsec * 31 + (uint64_t)st.st_mtim.tv_sec * 17 +
+         (uint64_t)st.st_ino * 7 + (uint64_t)st.st_size);
+    else stamp = stamp * 1099511628211u;
     return stamp;
 }
 
@@ -350,8 +351,8 @@ static void probe_next(struct catalogue *c)
         e->stamp = stamp_of(e);
         request = probe_handler_request(&c->host->settings, e->name);
         c->probing++;
-        e->probe = probe_start(c->host->loop, request, PROBE_TIMEOUT_MS,
-                               on_probed, e);
+        e->probe =
+            probe_start(c->host->loop, request, PROBE_TIMEOUT_MS, on_probed, e);
         json_decref(request);
     }
 }
@@ -443,8 +444,8 @@ void catalogue_scan(struct catalogue *c, const char *force)
         if (!e->is_there)
             take_away(e);
         else if (!e->files || stamp_of(e) != e->stamp ||
-                 (force && (strcmp(force, "*") == 0 ||
-                            strcmp(force, e->name) == 0)))
+                 (force &&
+                  (strcmp(force, "*") == 0 || strcmp(force, e->name) == 0)))
             e->wants_probe = true;
     }
     c->was_scanned = true;
@@ -508,8 +509,8 @@ bool catalogue_loaded(struct catalogue *c, uint32_t vm, bool ok,
 void catalogue_turn(struct catalogue *c)
 {
     for (struct entry *e = c->entries; e; e = e->next)
-        if (e->candidate && supervisor_has_loaded(c->host->supervisor,
-                                                  e->candidate->bundle.vm))
+        if (e->candidate &&
+            supervisor_has_loaded(c->host->supervisor, e->candidate->bundle.vm))
             switch_over(e);
 }
 
@@ -612,9 +613,9 @@ static json_t *entry_json(const struct entry *e)
     const struct version *v = e->running;
     const char *why = NULL;
     char since[RFC3339_SIZE];
-    json_t *json = json_pack("{s:s, s:s, s:s, s:i}", "name", e->name, "state",
-                             state_of(e), "file", e->path, "inflight",
-                             (int)e->handler->inflight);
+    json_t *json =
+        json_pack("{s:s, s:s, s:s, s:i}", "name", e->name, "state", state_of(e),
+                  "file", e->path, "inflight", (int)e->handler->inflight);
 
     switches_holds(h, e->name, &why);
     if (why)

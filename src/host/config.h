@@ -8,8 +8,8 @@
 #include "base/settings.h"
 
 struct config_source {
-    const char *path;        /* of the file; NULL: conf/moontide.lua if there */
-    char *const *sets;       /* "a.b=c", n_sets of them */
+    const char *path;  /* of the file; NULL: conf/moontide.lua if there */
+    char *const *sets; /* "a.b=c", n_sets of them */
     size_t n_sets;
 };
 

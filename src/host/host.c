@@ -221,8 +221,7 @@ static void on_stop_signal(struct ev_loop *loop, ev_signal *w, int events)
     log_info("draining", "signal=%d", w->signum);
     h->is_draining = true;
     intake_stop(h->intake);
-    ev_timer_set(&h->drain,
-                 (double)h->settings.drain_timeout / 1e3 + 2, 0);
+    ev_timer_set(&h->drain, (double)h->settings.drain_timeout / 1e3 + 2, 0);
     ev_timer_start(loop, &h->drain);
 }
 
@@ -238,8 +237,8 @@ static void on_hangup(struct ev_loop *loop, ev_signal *w, int events)
     (void)loop;
     (void)events;
     if (!config_load(&fresh, &h->config_from, &err)) {
-        log_error("configuration refused, the former one goes on",
-                  "err=" LOG_Q, err.msg);
+        log_error("configuration refused, the former one goes on", "err=" LOG_Q,
+                  err.msg);
         settings_fini(&fresh);
         return;
     }
@@ -305,11 +304,12 @@ static bool open_embedded(struct host *h, char *incarnation, struct err *err)
     if (!h->embedded)
         return false;
     snprintf(incarnation, 17, "%016llx", (unsigned long long)random_u64());
-    json_array_foreach(h->settings.kafka_topics, i, topic) {
+    json_array_foreach(h->settings.kafka_topics, i, topic)
+    {
         const char *name = json_string_value(topic);
 
-        if (name[0] != '^' && !kafka_embedded_topic(h->embedded, name,
-                                                    EMBEDDED_PARTS, err))
+        if (name[0] != '^' &&
+            !kafka_embedded_topic(h->embedded, name, EMBEDDED_PARTS, err))
             return false;
     }
     return true;
@@ -349,8 +349,8 @@ static bool open_stores(struct host *h, struct err *err)
         h->deadletters = deadletters_pg_new(h->loop, h->db);
     } else if (h->producer) {
         topic = xasprintf("%s.positions", h->settings.kafka_group_id);
-        h->positions = positions_topic_new(h->loop, h->kafka, h->producer,
-                                           topic);
+        h->positions =
+            positions_topic_new(h->loop, h->kafka, h->producer, topic);
         h->deadletters = deadletters_topic_new(
             h->producer, h->settings.dead_letters_topic_suffix);
         free(topic);
@@ -375,8 +375,8 @@ static void on_tables(void *arg, const struct pg_result *res,
     struct waiting *w = arg;
 
     w->is_done = true;
-    w->is_there = !err && pg_result_nrows(res) == 1 &&
-                  !pg_result_is_null(res, 0, 0);
+    w->is_there =
+        !err && pg_result_nrows(res) == 1 && !pg_result_is_null(res, 0, 0);
 }
 
 static bool is_stopped(const struct host *h)

@@ -43,9 +43,9 @@ struct host {
     struct intake *intake;
     struct api *api;
 
-    struct pg_pool *db;    /* NULL: no PostgreSQL */
+    struct pg_pool *db; /* NULL: no PostgreSQL */
     bool db_is_connected;
-    bool db_is_migrated;   /* the tables are there */
+    bool db_is_migrated;          /* the tables are there */
     struct kafka_settings *kafka; /* NULL: no Kafka */
     struct kafka_embedded *embedded;
     struct kafka_producer *producer;
@@ -77,10 +77,10 @@ const char *host_bootstrap(const struct host *h);
 
 /* --- supervisor.c: worker processes ------------------------------------------ */
 
-struct bundle {           /* a handler version, ready to be loaded */
+struct bundle { /* a handler version, ready to be loaded */
     struct handler *handler;
     uint32_t vm;
-    char *json;           /* for MSG_LOAD; the workers' copy */
+    char *json; /* for MSG_LOAD; the workers' copy */
     int concurrency;
 };
 

@@ -96,8 +96,8 @@ static int64_t fresh_start(const struct intake *in, const struct partition *p,
                            int64_t furthest)
 {
     const struct settings *s = &in->host->settings;
-    const char *start = p->ops->kind == SOURCE_KAFKA ? s->kafka_start
-                                                     : s->outbox_start;
+    const char *start =
+        p->ops->kind == SOURCE_KAFKA ? s->kafka_start : s->outbox_start;
 
     if (!any_found && p->state == PARTITION_OPENING) /* never read before */
         return strcmp(start, "latest") == 0 ? POSITION_LATEST
@@ -579,8 +579,7 @@ void intake_tick(struct intake *in, int64_t now_us)
     in->has_quiet = true; /* whatever waited for a request of a store */
     if (now_us < in->next_save_us)
         return;
-    in->next_save_us =
-        now_us + in->host->settings.positions_interval * 1000;
+    in->next_save_us = now_us + in->host->settings.positions_interval * 1000;
     save_all(in);
 }
 
@@ -656,8 +655,8 @@ bool intake_start(struct intake *in, struct err *err)
     if (!start_kafka(in, err) || !start_outbox(in, err))
         return false;
     if (in->host->db)
-        in->redrive = redrive_source_new(in->host->loop, in->host->db,
-                                         &in->sink);
+        in->redrive =
+            redrive_source_new(in->host->loop, in->host->db, &in->sink);
     return true;
 }
 
@@ -671,8 +670,8 @@ void intake_stop(struct intake *in)
     if (in->is_stopping)
         return;
     in->is_stopping = true;
-    in->stopping = (in->kafka != NULL) + (in->outbox != NULL) +
-                   (in->redrive != NULL);
+    in->stopping =
+        (in->kafka != NULL) + (in->outbox != NULL) + (in->redrive != NULL);
     if (in->kafka)
         kafka_source_stop(in->kafka, on_stopped, in);
     if (in->outbox)
@@ -721,12 +720,11 @@ static void add_json(void *arg, struct partition *p)
     static const char *const states[] = {"opening", "running", "quieting",
                                          "closed"};
     bool is_known = p->next != POSITION_EARLIEST && p->next != POSITION_LATEST;
-    json_t *json = json_pack(
-        "{s:s, s:s, s:s, s:o, s:i, s:b}", "source",
-        source_kind_name(p->ops->kind), "partition", p->name, "state",
-        states[p->state], "next",
-        is_known ? json_integer(p->next) : json_null(), "window",
-        (int)p->events, "paused", p->is_paused);
+    json_t *json = json_pack("{s:s, s:s, s:s, s:o, s:i, s:b}", "source",
+                             source_kind_name(p->ops->kind), "partition",
+                             p->name, "state", states[p->state], "next",
+                             is_known ? json_integer(p->next) : json_null(),
+                             "window", (int)p->events, "paused", p->is_paused);
 
     if (p->trouble)
         json_object_set_new(json, "trouble", json_string(p->trouble));
@@ -776,8 +774,8 @@ static void collect(void *arg, struct partition *p)
     series_set(metrics_get(h->metrics, M_SOURCE_LAG, source, p->name),
                (double)((backlog > 0 ? backlog : 0) + p->events));
     for (size_t i = 1; i < n; i++) {
-        struct series *s = metrics_get(h->metrics, M_HANDLER_LAG,
-                                       handlers[i]->name);
+        struct series *s =
+            metrics_get(h->metrics, M_HANDLER_LAG, handlers[i]->name);
         double lag = lag_of(p, handlers[i], wall_us);
 
         if (lag > series_value(s))

@@ -34,9 +34,8 @@ static json_t *history_json(const struct failures *f)
 
     for (int i = 0; f && i < f->n; i++) {
         json_array_append_new(
-            list, json_pack("{s:i, s:s, s:s, s:o}", "attempt",
-                            f->at[i].attempt, "at",
-                            clock_format(f->at[i].at_us, at), "class",
+            list, json_pack("{s:i, s:s, s:s, s:o}", "attempt", f->at[i].attempt,
+                            "at", clock_format(f->at[i].at_us, at), "class",
                             class_name(f->at[i].class), "error",
                             json_string_lossy(slice_of(f->at[i].error))));
     }
@@ -62,17 +61,16 @@ static void store_dead(struct host *h, struct delivery *d)
         .failed_us = f->at[f->n - 1].at_us,
     };
 
-    log_warn("dead letter",
-             "handler=%s event=%.*s type=%.*s partition=%s place=%lld "
-             "class=%s attempts=%d err=\"%.200s\"",
-             *handler->name ? handler->name : "-",
-             (int)d->event->facts[FACT_ID].len,
-             d->event->facts[FACT_ID].ptr ? d->event->facts[FACT_ID].ptr : "",
-             (int)d->event->facts[FACT_TYPE].len,
-             d->event->facts[FACT_TYPE].ptr ? d->event->facts[FACT_TYPE].ptr
-                                            : "",
-             d->event->partition->name, (long long)d->event->place,
-             class_name(letter.class), d->attempt, f->error);
+    log_warn(
+        "dead letter",
+        "handler=%s event=%.*s type=%.*s partition=%s place=%lld "
+        "class=%s attempts=%d err=\"%.200s\"",
+        *handler->name ? handler->name : "-", (int)d->event->facts[FACT_ID].len,
+        d->event->facts[FACT_ID].ptr ? d->event->facts[FACT_ID].ptr : "",
+        (int)d->event->facts[FACT_TYPE].len,
+        d->event->facts[FACT_TYPE].ptr ? d->event->facts[FACT_TYPE].ptr : "",
+        d->event->partition->name, (long long)d->event->place,
+        class_name(letter.class), d->attempt, f->error);
     h->deadletters->ops->store(h->deadletters, &letter, on_dead_stored, d);
     json_decref(letter.history);
 }
@@ -85,7 +83,6 @@ void outcome_store(struct host *h, struct delivery *d, enum verdict how)
     }
     delivery_store_put(h->deliveries, d->handler->name,
                        d->handler->spec ? d->handler->spec->version : "",
-                       d->event, "skip",
-                       d->failures ? d->failures->error : "", d->attempt,
-                       on_skip_stored, d);
+                       d->event, "skip", d->failures ? d->failures->error : "",
+                       d->attempt, on_skip_stored, d);
 }

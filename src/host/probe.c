@@ -128,9 +128,8 @@ static void finish(struct probe *p, const json_t *answer, struct err *err)
 static void conclude(struct probe *p)
 {
     struct err err = {0};
-    json_t *answer =
-        json_loadb(p->answer.ptr ? p->answer.ptr : "", p->answer.len,
-                   JSON_ALLOW_NUL, NULL);
+    json_t *answer = json_loadb(p->answer.ptr ? p->answer.ptr : "",
+                                p->answer.len, JSON_ALLOW_NUL, NULL);
 
     if (!answer) {
         int status;
@@ -143,8 +142,7 @@ static void conclude(struct probe *p)
                 WIFSIGNALED(status) ? "was killed by signal" : "exited with",
                 WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
     } else if (!json_is_true(json_object_get(answer, "ok"))) {
-        const char *text =
-            json_string_value(json_object_get(answer, "error"));
+        const char *text = json_string_value(json_object_get(answer, "error"));
 
         err_set(&err, ERR_PERMANENT, "%s", text ? text : "no reason given");
         finish(p, NULL, &err);
@@ -259,14 +257,14 @@ json_t *probe_handler_request(const struct settings *s, const char *name)
 {
     char *path = xasprintf("%s/%s.lua", s->handlers_path, name);
     json_t *own = json_object_get(s->handlers, name);
-    json_t *request = json_pack(
-        "{s:s, s:s, s:s, s:s, s:O, s:b, s:{s:I, s:I, s:I}}", "op", "handler",
-        "path", path, "root", s->handlers_lua, "templates", s->templates_path,
-        "settings", own ? own : json_null(), "trust_allow",
-        s->handlers_trust_allow, "defaults", "max_attempts",
-        (json_int_t)s->max_attempts, "soft_limit_ms",
-        (json_int_t)s->workers_soft_limit, "memory_limit",
-        (json_int_t)s->workers_memory_limit);
+    json_t *request =
+        json_pack("{s:s, s:s, s:s, s:s, s:O, s:b, s:{s:I, s:I, s:I}}", "op",
+                  "handler", "path", path, "root", s->handlers_lua, "templates",
+                  s->templates_path, "settings", own ? own : json_null(),
+                  "trust_allow", s->handlers_trust_allow, "defaults",
+                  "max_attempts", (json_int_t)s->max_attempts, "soft_limit_ms",
+                  (json_int_t)s->workers_soft_limit, "memory_limit",
+                  (json_int_t)s->workers_memory_limit);
 
     free(path);
     return request;

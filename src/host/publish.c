@@ -36,7 +36,8 @@ static void finish(struct publication *p, const struct err *err)
         series_observe(metrics_get(h->metrics, M_EVENTS_STORED),
                        (double)(clock_mono_us() - p->started_us) / 1e6,
                        (unsigned)json_array_size(p->envelopes));
-        json_array_foreach(p->envelopes, i, ev) {
+        json_array_foreach(p->envelopes, i, ev)
+        {
             const char *type =
                 json_string_value(json_object_get(ev, "eventType"));
             const char *aggregate =
@@ -44,7 +45,8 @@ static void finish(struct publication *p, const struct err *err)
 
             series_add(metrics_get(h->metrics, M_EVENTS_RAISED,
                                    aggregate ? aggregate : "",
-                                   type ? type : ""), 1);
+                                   type ? type : ""),
+                       1);
         }
     }
     p->done(p->arg, err ? NULL : json_incref(p->ids), err);
@@ -145,7 +147,8 @@ static void produce(struct publication *p)
     size_t i;
 
     p->waiting = json_array_size(p->envelopes) + 1;
-    json_array_foreach(p->envelopes, i, ev) {
+    json_array_foreach(p->envelopes, i, ev)
+    {
         struct produced *one = xcalloc(1, sizeof(*one));
         char *text, *topic;
 
@@ -186,7 +189,8 @@ static bool check_one(const json_t *ev, size_t i, struct err *err)
         if (!text || !*text || strlen(text) > 200)
             return err_set(err, ERR_PERMANENT,
                            "event %zu: %s is missing, empty, longer than 200 "
-                           "characters or not text", i + 1, needed[k]);
+                           "characters or not text",
+                           i + 1, needed[k]);
     }
     if (!json_object_get(ev, "payload"))
         return err_set(err, ERR_PERMANENT, "event %zu has no payload", i + 1);
@@ -201,11 +205,11 @@ void publish_events(struct host *h, const json_t *envelopes, publish_fn *done,
     json_t *ev;
     size_t i;
 
-    json_array_foreach(envelopes, i, ev)
-        if (!check_one(ev, i, &err)) {
-            done(arg, NULL, &err);
-            return;
-        }
+    json_array_foreach(envelopes, i, ev) if (!check_one(ev, i, &err))
+    {
+        done(arg, NULL, &err);
+        return;
+    }
     p = xcalloc(1, sizeof(*p));
     p->host = h;
     p->done = done;
@@ -228,8 +232,8 @@ struct call {
     uint32_t id;
 };
 
-static void reply_error(struct host *h, const struct call *c,
-                        const char *class, const char *code, const char *text)
+static void reply_error(struct host *h, const struct call *c, const char *class,
+                        const char *code, const char *text)
 {
     json_t *json = json_pack("{s:{s:s, s:s, s:s}}", "error", "class", class,
                              "code", code, "message", text);
@@ -248,14 +252,14 @@ static void on_published(void *arg, json_t *ids, const struct err *err)
     char *out;
 
     if (err) {
-        reply_error(c->host, c, err->kind == ERR_RETRIABLE ? "transient"
-                                                           : "permanent",
+        reply_error(c->host, c,
+                    err->kind == ERR_RETRIABLE ? "transient" : "permanent",
                     err->code, err->msg);
     } else {
         json = json_pack("{s:O}", "id", json_array_get(ids, 0));
         out = json_dumps(json, JSON_COMPACT);
-        supervisor_reply(c->host->supervisor, c->worker, c->serial, c->id,
-                         true, slice_of(out));
+        supervisor_reply(c->host->supervisor, c->worker, c->serial, c->id, true,
+                         slice_of(out));
         free(out);
         json_decref(json);
         json_decref(ids);
@@ -263,8 +267,8 @@ static void on_published(void *arg, json_t *ids, const struct err *err)
     free(c);
 }
 
-void publish_call(struct host *h, unsigned worker, uint64_t serial,
-                  uint32_t id, struct slice text)
+void publish_call(struct host *h, unsigned worker, uint64_t serial, uint32_t id,
+                  struct slice text)
 {
     struct call *c = xcalloc(1, sizeof(*c));
     json_t *request = json_loadb(text.ptr, text.len, 0, NULL), *list;

@@ -29,13 +29,13 @@
 
 static const char component[] = "supervisor";
 
-#define UP_RING_BYTES    (512u << 10)
-#define DELIVERY_ROOM    (64u << 10) /* beside the body: facts, head, padding */
-#define RELEASE_EVERY    64         /* messages between two releases */
-#define RESPAWN_MIN_US   50000
-#define RESPAWN_MAX_US   5000000
+#define UP_RING_BYTES        (512u << 10)
+#define DELIVERY_ROOM        (64u << 10) /* beside the body: facts, head, padding */
+#define RELEASE_EVERY        64          /* messages between two releases */
+#define RESPAWN_MIN_US       50000
+#define RESPAWN_MAX_US       5000000
 #define QUARANTINE_LINGER_US 60000000 /* an idle spare worker stays so long */
-#define VMS_MAX          4096
+#define VMS_MAX              4096
 
 enum worker_state {
     WORKER_NONE,     /* no process; maybe waits to be started again */
@@ -63,15 +63,15 @@ struct worker {
     struct channel channel;
     struct ring_writer down;
     struct ring_reader up;
-    bool is_dirty;   /* written, not published */
-    bool is_ready;   /* MSG_READY came */
-    size_t loading;  /* loads of the start that are not answered yet */
+    bool is_dirty;  /* written, not published */
+    bool is_ready;  /* MSG_READY came */
+    size_t loading; /* loads of the start that are not answered yet */
     ev_io wake;
     ev_child child;
     struct parcel *first, **last;
     int64_t started_us, start_again_us, delay_us, idle_since_us;
     int64_t killed_for_us; /* hard limit: how long it had been silent */
-    uint32_t *loaded; /* vms that this process has */
+    uint32_t *loaded;      /* vms that this process has */
     size_t n_loaded;
 };
 
@@ -162,11 +162,11 @@ void supervisor_reply(struct supervisor *s, unsigned worker, uint64_t serial,
 static int config_fd(struct worker *w)
 {
     struct host *h = w->host;
-    json_t *json = json_pack(
-        "{s:i, s:o, s:s, s:b, s:{s:s, s:s}}", "index", (int)w->index,
-        "settings", settings_json(&h->settings, true), "node", h->node,
-        "has_database", h->db != NULL, "log", "level", h->settings.log_level,
-        "format", h->settings.log_format);
+    json_t *json =
+        json_pack("{s:i, s:o, s:s, s:b, s:{s:s, s:s}}", "index", (int)w->index,
+                  "settings", settings_json(&h->settings, true), "node",
+                  h->node, "has_database", h->db != NULL, "log", "level",
+                  h->settings.log_level, "format", h->settings.log_format);
     char *text = json_dumps(json, JSON_COMPACT);
     int fd = memfd_create("moontide-config", 0);
 
@@ -191,9 +191,10 @@ static void keep_open(int fd)
 static void become_worker(const struct worker *w, int config)
 {
     char fds[64], path[512], tz[128];
-    char *argv[] = {(char *)(uintptr_t)"moontide", (char *)(uintptr_t)"worker",
-                    (char *)(uintptr_t)"--fds", fds, NULL};
-    char *env[4] = {path, (char *)(uintptr_t)"LANG=C.UTF-8", NULL, NULL};
+    char *argv[] = {(char *)(uintptr_t) "moontide",
+                    (char *)(uintptr_t) "worker", (char *)(uintptr_t) "--fds",
+                    fds, NULL};
+    char *env[4] = {path, (char *)(uintptr_t) "LANG=C.UTF-8", NULL, NULL};
     sigset_t none;
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -224,9 +225,11 @@ static void load_into(struct worker *w, const struct bundle *b)
     char *text;
 
     CHECK(json);
-    json_object_set_new(json, "concurrency_here", json_integer(here ? here : 1));
+    json_object_set_new(json, "concurrency_here",
+                        json_integer(here ? here : 1));
     json_object_set_new(json, "handlers_db", json_boolean(h->db != NULL));
-    if (w->index == h->supervisor->n) /* alone there is no company to wait for */
+    if (w->index ==
+        h->supervisor->n) /* alone there is no company to wait for */
         json_object_set_new(
             json_object_get(json_object_get(json, "decl"), "batch"), "wait_ms",
             json_integer(0));
@@ -530,9 +533,9 @@ static void tell_pipeline(struct worker *w, int status, const char *reason)
         .started = started,
         .class = w->killed_for_us ? CLASS_LIMIT : CLASS_CRASH,
         .reason = reason,
-        .is_from_outside = !w->killed_for_us && WIFSIGNALED(status) &&
-                           (WTERMSIG(status) == SIGKILL ||
-                            WTERMSIG(status) == SIGTERM),
+        .is_from_outside =
+            !w->killed_for_us && WIFSIGNALED(status) &&
+            (WTERMSIG(status) == SIGKILL || WTERMSIG(status) == SIGTERM),
     };
 
     for (int i = 0; i < CHANNEL_SLOTS / 64; i++)
@@ -756,10 +759,10 @@ json_t *supervisor_json(const struct supervisor *s)
 
         if (i == s->n && w->state == WORKER_NONE)
             continue;
-        json_array_append_new(
-            list, json_pack("{s:i, s:i, s:s, s:b}", "worker", (int)i, "pid",
-                            (int)w->pid, "state", states[w->state], "spare",
-                            i == s->n));
+        json_array_append_new(list,
+                              json_pack("{s:i, s:i, s:s, s:b}", "worker",
+                                        (int)i, "pid", (int)w->pid, "state",
+                                        states[w->state], "spare", i == s->n));
     }
     return list;
 }

@@ -42,7 +42,8 @@ static bool check_hold(const char *name, bool is_on, enum when_off when_off,
     return err_set(err, ERR_PERMANENT,
                    "%s can be switched off with when_off = skip only: holding "
                    "a part of a handler's events is not offered by this "
-                   "version", name);
+                   "version",
+                   name);
 }
 
 static bool set_from_file(struct host *h, const char *name, const json_t *value,
@@ -61,7 +62,8 @@ static bool set_from_file(struct host *h, const char *name, const json_t *value,
     if (!flag_name_is_known(name))
         return err_set(err, ERR_PERMANENT,
                        "flags: \"%s\" is not " FLAG_ALL
-                       ", handler:<name> or aggregate:<type>", name);
+                       ", handler:<name> or aggregate:<type>",
+                       name);
     if (!state || !parse_state(state, &is_on))
         return err_set(err, ERR_PERMANENT, "flags.%s is neither on nor off",
                        name);
@@ -81,9 +83,9 @@ static bool read_file_flags(struct host *h, struct err *err)
     const char *name;
     json_t *value;
 
-    json_object_foreach(h->settings.flags, name, value)
-        if (!set_from_file(h, name, value, err))
-            return false;
+    json_object_foreach(
+        h->settings.flags, name,
+        value) if (!set_from_file(h, name, value, err)) return false;
     return true;
 }
 
@@ -160,7 +162,8 @@ static void on_rows(void *arg, const json_t *rows)
     size_t i;
 
     flags_clear(&h->flags, FLAG_RUNTIME);
-    json_array_foreach(rows, i, row) {
+    json_array_foreach(rows, i, row)
+    {
         const char *name = json_string_value(json_object_get(row, "name"));
         const char *state = json_string_value(json_object_get(row, "state"));
         const char *when = json_string_value(json_object_get(row, "when_off"));
@@ -213,8 +216,8 @@ static bool can_take_effect(const struct host *h, const struct flag_set *set,
         return true;
     for (int o = FLAG_FILE; o <= FLAG_ENV; o++)
         if (flag->by[o].is_set)
-            flags_set(&others, FLAG_ALL, (enum flag_origin)o,
-                      flag->by[o].is_on, flag->by[o].when_off);
+            flags_set(&others, FLAG_ALL, (enum flag_origin)o, flag->by[o].is_on,
+                      flag->by[o].when_off);
     v = flags_get(&others, FLAG_ALL, &origin);
     flags_fini(&others);
     if (v.is_on)
@@ -232,7 +235,8 @@ static bool check_set(const struct host *h, const struct flag_set *set,
     if (!flag_name_is_known(set->name))
         return err_set(err, ERR_PERMANENT,
                        "no flag is called \"%s\": " FLAG_ALL
-                       ", handler:<name>, aggregate:<type>", set->name);
+                       ", handler:<name>, aggregate:<type>",
+                       set->name);
     if (!set->state || !parse_state(set->state, &is_on))
         return err_set(err, ERR_PERMANENT, "state is neither on nor off");
     if (set->when_off && strcmp(set->when_off, "hold") != 0 &&
@@ -245,7 +249,8 @@ static bool check_set(const struct host *h, const struct flag_set *set,
     return check_hold(set->name, is_on,
                       set->when_off && strcmp(set->when_off, "skip") == 0
                           ? OFF_SKIP
-                          : OFF_HOLD, err) &&
+                          : OFF_HOLD,
+                      err) &&
            can_take_effect(h, set, err);
 }
 
@@ -265,8 +270,9 @@ void switches_set(struct host *h, const struct flag_set *set,
     }
     /* Without PostgreSQL flags live in this host's memory. */
     if (set->for_ms > 0) {
-        err_set(&err, ERR_PERMANENT, "--for needs the database: the former "
-                                     "state must return after a restart, too");
+        err_set(&err, ERR_PERMANENT,
+                "--for needs the database: the former "
+                "state must return after a restart, too");
         done(arg, &err);
         return;
     }
@@ -300,8 +306,8 @@ json_t *switches_json(const struct host *h)
         const struct flag *flag = &h->flags.at[i];
         enum flag_origin origin;
         struct flag_value v = flags_get(&h->flags, flag->name, &origin);
-        json_t *json = json_pack("{s:s, s:s, s:s}", "name", flag->name,
-                                 "state", v.is_on ? "on" : "off", "whenOff",
+        json_t *json = json_pack("{s:s, s:s, s:s}", "name", flag->name, "state",
+                                 v.is_on ? "on" : "off", "whenOff",
                                  v.when_off == OFF_SKIP ? "skip" : "hold");
 
         if (v.is_set)

@@ -18,8 +18,8 @@ static const char component[] = "watch";
 
 #define QUIET_S   0.04 /* after the last change of a burst */
 #define DEPTH_MAX 8
-#define CHANGES                                                                \
-    (IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_CREATE | IN_DELETE |    \
+#define CHANGES                                                             \
+    (IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_CREATE | IN_DELETE | \
      IN_DELETE_SELF | IN_MOVE_SELF | IN_ATTRIB)
 
 struct watch {

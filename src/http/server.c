@@ -91,8 +91,8 @@ json_t *http_json(struct http_request *req)
 {
     char detail[300];
     json_error_t e;
-    json_t *json = json_loadb(req->body.ptr ? req->body.ptr : "",
-                              req->body.len, JSON_REJECT_DUPLICATES, &e);
+    json_t *json = json_loadb(req->body.ptr ? req->body.ptr : "", req->body.len,
+                              JSON_REJECT_DUPLICATES, &e);
 
     if (json)
         return json;
@@ -156,8 +156,7 @@ static const char *title_of(unsigned status)
     }
 }
 
-void http_problem(struct http_request *req, unsigned status,
-                  const char *detail)
+void http_problem(struct http_request *req, unsigned status, const char *detail)
 {
     reply_text(req, status, "application/problem+json",
                json_pack("{s:s, s:s, s:i, s:o}", "type", "about:blank", "title",
@@ -193,8 +192,8 @@ static bool path_match(const char *pattern, const char *path,
 }
 
 static const struct http_route *find_route(struct http_request *req,
-                                           const char *method,
-                                           const char *path, bool *other)
+                                           const char *method, const char *path,
+                                           bool *other)
 {
     const struct http_options *o = &req->server->options;
 
@@ -380,15 +379,15 @@ static void on_sweep(struct ev_loop *loop, ev_timer *timer, int events)
 
     (void)loop;
     (void)events;
-    list_foreach(link, &s->connections) {
+    list_foreach (link, &s->connections) {
         struct connection *c = CONTAINER_OF(link, struct connection, link);
         const union MHD_ConnectionInfo *info;
 
         if (!c->waiting_since_us ||
             now - c->waiting_since_us < REQUEST_LIMIT_US)
             continue;
-        info = MHD_get_connection_info(c->mhd,
-                                       MHD_CONNECTION_INFO_CONNECTION_FD);
+        info =
+            MHD_get_connection_info(c->mhd, MHD_CONNECTION_INFO_CONNECTION_FD);
         if (info)
             shutdown(info->connect_fd, SHUT_RDWR);
     }
@@ -478,8 +477,8 @@ static bool right_of(const char *name, unsigned *bits)
         {"view", 1u << RIGHT_VIEW},
         {"publish", 1u << RIGHT_PUBLISH},
         {"redrive", 1u << RIGHT_REDRIVE | 1u << RIGHT_VIEW},
-        {"operate", 1u << RIGHT_OPERATE | 1u << RIGHT_REDRIVE |
-                        1u << RIGHT_VIEW},
+        {"operate",
+         1u << RIGHT_OPERATE | 1u << RIGHT_REDRIVE | 1u << RIGHT_VIEW},
     };
 
     for (size_t i = 0; i < sizeof(rights) / sizeof(*rights); i++)
@@ -532,12 +531,16 @@ static bool add_token(struct http_server *s, const json_t *item, size_t i,
     }
     digest_sha256(slice_of(text), t->hash);
     free(text);
-    json_array_foreach(json_object_get(item, "rights"), k, right)
-        if (!json_is_string(right) ||
-            !right_of(json_string_value(right), &t->rights))
-            return err_set(err, ERR_PERMANENT,
-                           "http.tokens[%zu]: rights are view, publish, "
-                           "redrive, operate", i + 1);
+    json_array_foreach(
+        json_object_get(item, "rights"), k,
+        right) if (!json_is_string(right) ||
+                   !right_of(
+                       json_string_value(right),
+                       &t->rights)) return err_set(err, ERR_PERMANENT,
+                                                   "http.tokens[%zu]: rights "
+                                                   "are view, publish, "
+                                                   "redrive, operate",
+                                                   i + 1);
     s->n_tokens++;
     return true;
 }
@@ -549,13 +552,13 @@ static bool read_tokens(struct http_server *s, struct err *err)
     size_t i;
 
     s->tokens = xcalloc(json_array_size(tokens) + 1, sizeof(*s->tokens));
-    json_array_foreach(tokens, i, item)
-        if (!add_token(s, item, i, err))
-            return false;
+    json_array_foreach(tokens, i,
+                       item) if (!add_token(s, item, i, err)) return false;
     if (s->n_tokens == 0 && !s->is_loopback)
         return err_set(err, ERR_PERMANENT,
                        "http.listen = \"%s\" is not loopback: that needs "
-                       "http.tokens", s->options.listen);
+                       "http.tokens",
+                       s->options.listen);
     return true;
 }
 
@@ -563,8 +566,8 @@ static int open_socket(const struct sockaddr_storage *addr, socklen_t len,
                        const char *text, struct err *err)
 {
     int one = 1;
-    int fd = socket(addr->ss_family,
-                    SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd =
+        socket(addr->ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
     if (fd >= 0) {
         setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
@@ -609,8 +612,8 @@ static bool start_daemon(struct http_server *s, int fd, struct err *err)
     s->daemon = MHD_start_daemon(
         MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL,
         NULL, on_access, s, MHD_OPTION_EXTERNAL_LOGGER, quiet_log, NULL,
-        MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_NOTIFY_COMPLETED,
-        on_completed, NULL, MHD_OPTION_NOTIFY_CONNECTION, on_connection, s,
+        MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_NOTIFY_COMPLETED, on_completed,
+        NULL, MHD_OPTION_NOTIFY_CONNECTION, on_connection, s,
         MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX,
         MHD_OPTION_PER_IP_CONNECTION_LIMIT, (unsigned)PER_ADDRESS_MAX,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEADER_MEMORY,
@@ -666,7 +669,7 @@ void http_server_free(struct http_server *s)
     ev_timer_stop(s->loop, &s->timeout);
     ev_timer_stop(s->loop, &s->sweep);
     if (s->daemon) {
-        list_foreach(link, &s->connections) {
+        list_foreach (link, &s->connections) {
             struct connection *c = CONTAINER_OF(link, struct connection, link);
 
             if (c->is_suspended)

@@ -38,12 +38,12 @@ struct http_route {
 };
 
 struct http_options {
-    const char *listen;         /* "127.0.0.1:7600", "[::1]:0" */
-    const json_t *tokens;       /* [{token_file|token, rights: […]}] or empty */
+    const char *listen;   /* "127.0.0.1:7600", "[::1]:0" */
+    const json_t *tokens; /* [{token_file|token, rights: […]}] or empty */
     const struct http_route *routes;
     size_t n_routes;
     size_t body_max;
-    void *ctx;                  /* for every route's function */
+    void *ctx; /* for every route's function */
 };
 
 /* Refused when not on loopback and without tokens. */

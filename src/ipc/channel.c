@@ -29,8 +29,8 @@ static size_t power_of_two(size_t size)
 /* The same `size` bytes of the file twice in a row. */
 static char *map_twice(int fd, size_t offset, size_t size)
 {
-    char *base = mmap(NULL, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
-                      -1, 0);
+    char *base =
+        mmap(NULL, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     if (base == MAP_FAILED)
         return NULL;
@@ -132,9 +132,8 @@ void channel_close(struct channel *ch)
         close(ch->wake_worker_fd);
     if (ch->wake_host_fd >= 0)
         close(ch->wake_host_fd);
-    *ch = (struct channel){.memory_fd = -1,
-                           .wake_worker_fd = -1,
-                           .wake_host_fd = -1};
+    *ch = (struct channel){
+        .memory_fd = -1, .wake_worker_fd = -1, .wake_host_fd = -1};
 }
 
 void channel_wake(int eventfd_)

@@ -117,9 +117,8 @@ bool write_verdict(struct ring_writer *w, const struct verdict_msg *v)
     struct slice code = cut(v->code, CODE_MAX);
     struct slice reason = cut(v->reason, REASON_MAX);
     struct slice traceback = cut(v->traceback, TRACEBACK_MAX);
-    struct msg_verdict *m =
-        ring_reserve(w, MSG_VERDICT,
-                     sizeof(*m) + code.len + reason.len + traceback.len);
+    struct msg_verdict *m = ring_reserve(
+        w, MSG_VERDICT, sizeof(*m) + code.len + reason.len + traceback.len);
 
     if (!m)
         return false;
@@ -137,8 +136,7 @@ bool write_verdict(struct ring_writer *w, const struct verdict_msg *v)
     return true;
 }
 
-bool read_verdict(const struct msg_head *msg, size_t len,
-                  struct verdict_msg *v)
+bool read_verdict(const struct msg_head *msg, size_t len, struct verdict_msg *v)
 {
     const struct msg_verdict *shared = (const void *)msg;
     struct msg_verdict m; /* a copy: the worker may still write */

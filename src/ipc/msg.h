@@ -73,11 +73,11 @@ struct msg_deliver {
     uint32_t vm;
     uint32_t attempt; /* from 1 */
     uint64_t lane;
-    int64_t place;     /* offset or seq */
-    int64_t epoch;     /* of the position row, for the fence */
-    int64_t arrived_us;/* CLOCK_MONOTONIC, when the host took the event */
-    uint16_t source;   /* enum source_kind */
-    uint16_t form;     /* enum body_form */
+    int64_t place;          /* offset or seq */
+    int64_t epoch;          /* of the position row, for the fence */
+    int64_t arrived_us;     /* CLOCK_MONOTONIC, when the host took the event */
+    uint16_t source;        /* enum source_kind */
+    uint16_t form;          /* enum body_form */
     uint32_t topic_len;     /* topic or table name */
     uint32_t partition_len; /* the position row's partition, e.g. orders/3 */
     uint32_t fact_len[FACT_COUNT]; /* or FACT_ABSENT */

@@ -31,8 +31,8 @@ size_t ring_max_message(const struct ring_writer *w)
 /* A tail outside [head - size, head] would be a lie: keep the old one. */
 static void look_at_tail(struct ring_writer *w)
 {
-    uint64_t tail = atomic_load_explicit(&w->shared->tail,
-                                         memory_order_acquire);
+    uint64_t tail =
+        atomic_load_explicit(&w->shared->tail, memory_order_acquire);
 
     if (tail - w->seen_tail <= w->head - w->seen_tail)
         w->seen_tail = tail;
@@ -101,8 +101,8 @@ enum ring_read ring_next(struct ring_reader *r, const struct msg_head **msg,
     uint32_t len;
 
     if (r->tail == r->seen_head) {
-        r->seen_head = atomic_load_explicit(&r->shared->head,
-                                            memory_order_acquire);
+        r->seen_head =
+            atomic_load_explicit(&r->shared->head, memory_order_acquire);
         if (r->tail == r->seen_head)
             return RING_EMPTY;
     }
@@ -143,6 +143,5 @@ bool ring_reader_sleep(struct ring_reader *r)
 
 void ring_reader_wakeup(struct ring_reader *r)
 {
-    atomic_store_explicit(&r->shared->consumer_sleeps, 0,
-                          memory_order_relaxed);
+    atomic_store_explicit(&r->shared->consumer_sleeps, 0, memory_order_relaxed);
 }

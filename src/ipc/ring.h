@@ -30,9 +30,9 @@ struct ring_shared {
 struct ring_writer {
     struct ring_shared *shared;
     char *data;
-    uint64_t size;        /* bytes, a power of two */
-    uint64_t head;        /* ours; what is published may lag */
-    uint64_t seen_tail;   /* the consumer's, as last read */
+    uint64_t size;      /* bytes, a power of two */
+    uint64_t head;      /* ours; what is published may lag */
+    uint64_t seen_tail; /* the consumer's, as last read */
 };
 
 struct ring_reader {
@@ -50,7 +50,8 @@ struct msg_head {
     uint16_t flags;
 };
 
-#define MSG_PADDING 64 /* readable bytes after a message (simdjson needs them) */
+#define MSG_PADDING \
+    64 /* readable bytes after a message (simdjson needs them) */
 
 void ring_writer_init(struct ring_writer *w, struct ring_shared *shared,
                       void *data, uint64_t size);

@@ -4,9 +4,9 @@
 #include "base/mem.h"
 #include "kafka/client_internal.h"
 
+#include <librdkafka/rdkafka_mock.h>
 #include <pthread.h>
 #include <signal.h>
-#include <librdkafka/rdkafka_mock.h>
 #include <stdlib.h>
 
 static const char component[] = "kafka";

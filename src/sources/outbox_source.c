@@ -19,7 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ROOM_LEAST 64 /* rows: less is not worth a round trip */
+#define ROOM_LEAST   64 /* rows: less is not worth a round trip */
 #define UNUSED       __attribute__((unused))
 #define SOON         0.002 /* s: events are flowing */
 #define GAP_PAUSE    0.05  /* s: longest pause while a gap is open */

@@ -133,8 +133,8 @@ static bool quote_table(const char *table, char **quoted, struct err *err)
     const char *name = dot ? dot + 1 : table;
     char first[150] = "", second[150];
 
-    if ((dot && !quote_part(table, (size_t)(dot - table), first,
-                            sizeof(first))) ||
+    if ((dot &&
+         !quote_part(table, (size_t)(dot - table), first, sizeof(first))) ||
         !quote_part(name, strlen(name), second, sizeof(second)))
         return err_set(err, ERR_PERMANENT,
                        "outbox.table: '%s' is no name of "

@@ -181,7 +181,7 @@ static void next_take(struct store *s)
     }
     json_object_clear(s->rows);
     s->asked = 0;
-    list_foreach(item, &s->takes)
+    list_foreach (item, &s->takes)
         s->asked++;
     s->reading = kafka_read_topic(s->loop, s->kafka, s->topic, on_record,
                                   on_read, s, &err);

@@ -54,14 +54,17 @@ static void later_wins_default_file_environment_command_line(void **state)
                    (char[]){"EVENT_BUS_DELIVERY_INTERVAL_MS=250"},
                    (char[]){"EVENT_BUS_MAX_ATTEMPTS=9"},
                    (char[]){"MOONTIDE_WINDOW_EVENTS=128"},
-                   (char[]){"HOME=/root"}, NULL};
+                   (char[]){"HOME=/root"},
+                   NULL};
     struct settings *s = *state;
     struct err err;
 
     assert_string_equal(s->kafka_group_id, "moontide");
-    assert_true(apply(s, "{\"kafka\":{\"group_id\":\"from-file\","
-                         "\"topics\":[\"a\",\"^b.*\"]},"
-                         "\"workers\":{\"soft_limit\":\"250ms\"}}", &err));
+    assert_true(apply(s,
+                      "{\"kafka\":{\"group_id\":\"from-file\","
+                      "\"topics\":[\"a\",\"^b.*\"]},"
+                      "\"workers\":{\"soft_limit\":\"250ms\"}}",
+                      &err));
     assert_string_equal(s->kafka_group_id, "from-file");
     assert_int_equal(json_array_size(s->kafka_topics), 2);
     assert_int_equal(s->workers_soft_limit, 250);
@@ -73,8 +76,9 @@ static void later_wins_default_file_environment_command_line(void **state)
     assert_true(settings_apply_text(s, "kafka.group_id=from-line", &err));
     assert_string_equal(s->kafka_group_id, "from-line");
     assert_true(settings_apply_text(s, "rdkafka.security.protocol=SSL", &err));
-    assert_string_equal(json_string_value(json_object_get(
-                            s->rdkafka, "security.protocol")), "SSL");
+    assert_string_equal(
+        json_string_value(json_object_get(s->rdkafka, "security.protocol")),
+        "SSL");
     assert_true(settings_apply_text(s, "handlers.audit.concurrency=4", &err));
     assert_true(settings_check(s, &err));
 }
@@ -122,7 +126,8 @@ static void secrets_are_not_shown_and_can_come_from_files(void **state)
     assert_int_equal(write(fd, "postgres://me:canary@db/x\n", 26), 26);
     close(fd);
     table = xasprintf("{\"database\":{\"url_file\":\"%s\"},\"rdkafka\":"
-                      "{\"sasl.password\":\"canary\"}}", path);
+                      "{\"sasl.password\":\"canary\"}}",
+                      path);
     assert_true(apply(s, table, &err));
     assert_string_equal(s->database_url, "postgres://me:canary@db/x");
     json = settings_json(s, false);

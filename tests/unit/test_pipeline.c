@@ -47,8 +47,8 @@ struct model {
     size_t n_at[WORKERS + 1];
     struct delivery *stores[EVENTS * HANDLERS];
     size_t n_stores;
-    int done[HANDLERS][EVENTS];      /* how often it was settled well */
-    int64_t last[HANDLERS][KEYS];    /* the latest place done, per key */
+    int done[HANDLERS][EVENTS];   /* how often it was settled well */
+    int64_t last[HANDLERS][KEYS]; /* the latest place done, per key */
     int attempts[HANDLERS][EVENTS];
     int released;
     char keys[KEYS][8];
@@ -105,8 +105,8 @@ static void read_some(struct model *m, size_t most)
         struct event *ev = pipeline_event_new(m->pl, m->p);
 
         ev->place = m->reader++;
-        ev->facts[FACT_TYPE] = slice_of(ev->place % 5 ? "CallCreated"
-                                                      : "order.paid");
+        ev->facts[FACT_TYPE] =
+            slice_of(ev->place % 5 ? "CallCreated" : "order.paid");
         ev->facts[FACT_AGGREGATE_ID] = slice_of(m->keys[ev->place % KEYS]);
         ev->body = SLICE_LIT("{}");
         pipeline_offer(m->pl, ev);
@@ -124,9 +124,9 @@ static bool op_send(void *ctx, unsigned worker, const struct delivery_msg *msg)
         return false;
     if (worker == WORKERS)
         assert_int_equal(m->n_at[worker], 0); /* one at a time */
-    *h = (struct held){msg->slot, msg->generation, msg->lane,
-                       (int)msg->vm - 1, msg->place,
-                       msg->flags & DELIVER_FRESH};
+    *h = (struct held){msg->slot,  msg->generation,
+                       msg->lane,  (int)msg->vm - 1,
+                       msg->place, msg->flags & DELIVER_FRESH};
     m->n_at[worker]++;
     return true;
 }
@@ -244,9 +244,8 @@ static void run_one(struct model *m, unsigned w)
 static void kill_worker(struct model *m, unsigned w)
 {
     uint64_t started[CHANNEL_SLOTS / 64] = {0};
-    struct worker_death death = {.started = started,
-                                 .class = CLASS_CRASH,
-                                 .reason = "killed: SIGSEGV"};
+    struct worker_death death = {
+        .started = started, .class = CLASS_CRASH, .reason = "killed: SIGSEGV"};
 
     if (m->n_at[w] > 0) {
         size_t i = pick(m, w);
@@ -338,9 +337,9 @@ static void check_positions(struct model *m)
         if (!pipeline_position(m->p, m->handlers[h], &at))
             continue;
         for (int64_t place = 0; place < at.next && place < EVENTS; place++)
-            if (handler_wants(m->handlers[h],
-                              slice_of(place % 5 ? "CallCreated"
-                                                 : "order.paid")))
+            if (handler_wants(
+                    m->handlers[h],
+                    slice_of(place % 5 ? "CallCreated" : "order.paid")))
                 assert_int_equal(m->done[h][place], 1);
         ranges_fini(&at.gaps);
     }
@@ -433,11 +432,10 @@ static void chance_never_loses_doubles_or_reorders(void **state)
             assert_true(pipeline_position(m->p, m->handlers[h], &at));
             assert_int_equal(at.next, EVENTS);
             for (int e = 0; e < EVENTS; e++)
-                assert_int_equal(
-                    m->done[h][e],
-                    handler_wants(m->handlers[h],
-                                  slice_of(e % 5 ? "CallCreated"
-                                                 : "order.paid")));
+                assert_int_equal(m->done[h][e],
+                                 handler_wants(m->handlers[h],
+                                               slice_of(e % 5 ? "CallCreated"
+                                                              : "order.paid")));
         }
         pipeline_free(m->pl);
         metrics_free(m->metrics);
@@ -489,8 +487,7 @@ static void three_strikes_make_a_dead_letter(void **state)
                 pipeline_worker_up(m->pl, WORKERS);
             }
         }
-        while (w <= WORKERS &&
-               (m->n_at[w] == 0 || m->at[w][0].handler != 0))
+        while (w <= WORKERS && (m->n_at[w] == 0 || m->at[w][0].handler != 0))
             w++;
         assert_true(w <= WORKERS);
         assert_int_equal(m->n_stores, 0);

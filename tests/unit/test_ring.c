@@ -2,14 +2,14 @@
 #include "ipc/channel.h"
 #include "ipc/msg.h"
 
+#include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
-#include <pthread.h>
-#include <sched.h>
 
 #include <cmocka.h>
 
@@ -147,8 +147,7 @@ static void *produce(void *arg)
     struct ring_writer w;
     char text[256] = {0};
 
-    ring_writer_init(&w, &ch->control->down, ch->down,
-                     ch->control->down_size);
+    ring_writer_init(&w, &ch->control->down, ch->down, ch->control->down_size);
     for (uint32_t i = 0; i < MESSAGES;) {
         memset(text, (char)i, sizeof(text));
         if (write_text(&w, MSG_REPLY, i, true,
@@ -169,8 +168,7 @@ static void two_threads_agree_on_every_byte(void **state)
     pthread_t thread;
     uint32_t expected = 0;
 
-    ring_reader_init(&r, &ch->control->down, ch->down,
-                     ch->control->down_size);
+    ring_reader_init(&r, &ch->control->down, ch->down, ch->control->down_size);
     assert_int_equal(pthread_create(&thread, NULL, produce, ch), 0);
     while (expected < MESSAGES) {
         const struct msg_head *msg;
@@ -194,7 +192,8 @@ static void two_threads_agree_on_every_byte(void **state)
     pthread_join(thread, NULL);
 }
 
-#define CASE(fn) cmocka_unit_test_setup_teardown(fn, open_channel, close_channel)
+#define CASE(fn) \
+    cmocka_unit_test_setup_teardown(fn, open_channel, close_channel)
 
 int main(void)
 {
