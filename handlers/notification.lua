@@ -122,7 +122,12 @@ return {
         return post_webhook(event, ctx, key)
       end)
     end
-    if not (mailed and posted) then return ctx.retry(mail_err or post_err) end
+    local err = mail_err or post_err
+    if not (mailed and posted) then
+      -- A refused address stays refused: no second attempt would change that.
+      if type(err) == "table" and err.class == "permanent" then return ctx.dead(err) end
+      return ctx.retry(err)
+    end
     if not to and ctx.config.webhook_url == "" then return ctx.skip("nobody to tell") end
   end,
 }

@@ -135,6 +135,7 @@ static void add_label(struct buf *out, const char *name, const char *value)
     buf_add_char(out, '"');
 }
 
+/* `values`: as many as the family has labels. */
 static struct series *find_or_add(struct family *f, const char *const *values)
 {
     const char *other[METRIC_LABELS_MAX] = {"other", "other", "other", "other"};
@@ -151,7 +152,8 @@ static struct series *find_or_add(struct family *f, const char *const *values)
             buf_fini(&labels);
             return s;
         }
-    if (f->n_series >= METRIC_SERIES_MAX && strcmp(values[0], "other") != 0) {
+    if (f->n_labels > 0 && f->n_series >= METRIC_SERIES_MAX &&
+        strcmp(values[0], "other") != 0) {
         buf_fini(&labels);
         return find_or_add(f, other);
     }
@@ -168,7 +170,7 @@ static struct series *find_or_add(struct family *f, const char *const *values)
 
 struct series *metrics_get(struct metrics *m, enum metric_id id, ...)
 {
-    const char *values[METRIC_LABELS_MAX];
+    const char *values[METRIC_LABELS_MAX] = {NULL};
     va_list ap;
 
     CHECK(id < M_COUNT);

@@ -310,10 +310,10 @@ static bool set_list(struct settings *s, const struct setting *d,
     if (!json_is_array(value))
         return err_set(err, ERR_PERMANENT, "%s: %s is not a list", origin,
                        d->name);
-    json_array_foreach(value, i, item) if (
-        !json_is_string(item)) return err_set(err, ERR_PERMANENT,
-                                              "%s: %s[%zu] is not text", origin,
-                                              d->name, i + 1);
+    json_array_foreach(value, i, item)
+        if (!json_is_string(item))
+            return err_set(err, ERR_PERMANENT, "%s: %s[%zu] is not text",
+                           origin, d->name, i + 1);
     put_json(field(s, d), json_deep_copy(value));
     return true;
 }
@@ -424,7 +424,7 @@ static void env_name(const char *name, char *out, size_t size)
     size_t n = (size_t)snprintf(out, size, "MOONTIDE_");
 
     for (; *name && n + 1 < size; name++)
-        out[n++] = *name == '.' ? '_' : (char)toupper((unsigned char)*name);
+        out[n++] = (char)(*name == '.' ? '_' : toupper((unsigned char)*name));
     out[n] = '\0';
 }
 
@@ -617,7 +617,7 @@ static json_t *value_json(const struct settings *s, const struct setting *d,
     case BYTES: return json_integer(*(int64_t *)slot);
     case BOOL: return json_boolean(*(bool *)slot);
     case DURATION: return json_sprintf("%lldms", (long long)*(int64_t *)slot);
-    case LIST: return json_incref(*(json_t **)slot);
+    case LIST:
     case MAP: return json_incref(*(json_t **)slot);
     }
     UNREACHABLE();
@@ -636,8 +636,7 @@ static json_t *masked(const json_t *value)
     json_t *copy = json_deep_copy(value), *item;
     const char *key;
 
-    json_object_foreach(copy, key, item)
-    {
+    json_object_foreach(copy, key, item) {
         if (json_is_object(item))
             json_object_set_new(copy, key, masked(item));
         else if (is_secret_name(key) && !json_is_array(item))

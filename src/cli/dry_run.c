@@ -106,8 +106,7 @@ static void print_run(const json_t *run)
                : "-",
            json_string_value(json_object_get(run, "verdict")),
            reason && *reason ? ": " : "", reason ? reason : "");
-    json_array_foreach(effects, i, effect)
-    {
+    json_array_foreach(effects, i, effect) {
         char *text = json_dumps(effect, JSON_COMPACT | JSON_ENCODE_ANY);
 
         printf("    %s\n", text);
@@ -129,7 +128,8 @@ static int run(const struct cli *c, const struct settings *s, json_t *bundle,
     if (answer && c->json)
         cli_print_json(runs);
     else
-        json_array_foreach(runs, i, one) print_run(one);
+        json_array_foreach(runs, i, one)
+            print_run(one);
     json_decref(answer);
     json_decref(request);
     return code;
@@ -148,7 +148,8 @@ static json_t *find_events(const struct cli *c, const struct settings *s,
                 "name the events: --file F, --event ID or --last N");
     else if (!*s->database_url)
         err_set(err, ERR_PERMANENT, "--event and --last need database.url");
-    else if (last && (atoi(last) < 1 || atoi(last) > LAST_MAX))
+    else if (last &&
+             (strtol(last, NULL, 10) < 1 || strtol(last, NULL, 10) > LAST_MAX))
         err_set(err, ERR_PERMANENT, "--last is 1 to %d", LAST_MAX);
     else
         return stored_events(s, id, last, err);

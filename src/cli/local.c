@@ -193,7 +193,8 @@ static int migrate(const struct cli *c, const struct migrate_options *o,
     if (strcmp(what, "up") == 0)
         ok = migrate_up(o, print_step, arg, err);
     else if (strcmp(what, "down") == 0)
-        ok = migrate_down(o, steps ? atoi(steps) : 1, print_step, arg, err);
+        ok = migrate_down(o, steps ? (int)strtol(steps, NULL, 10) : 1,
+                          print_step, arg, err);
     else if (strcmp(what, "status") == 0)
         ok = migrate_status(o, print_step, arg, err);
     else if (strcmp(what, "uninstall") == 0 && cli_flag(c, "--yes"))

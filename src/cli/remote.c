@@ -121,11 +121,12 @@ static int test_handler(const struct cli *c)
     else if (c->json)
         cli_print_json(answer);
     else
-        json_array_foreach(json_object_get(answer, "results"), i, one) printf(
-            "%s %s%s%s\n",
-            json_is_true(json_object_get(one, "ok")) ? "ok  " : "FAIL",
-            text_at(one, "name"), *text_at(one, "error") ? "\n     " : "",
-            text_at(one, "error"));
+        json_array_foreach(json_object_get(answer, "results"), i, one)
+            printf("%s %s%s%s\n",
+                   json_is_true(json_object_get(one, "ok")) ? "ok  " : "FAIL",
+                   text_at(one, "name"),
+                   *text_at(one, "error") ? "\n     " : "",
+                   text_at(one, "error"));
     if (answer && json_integer_value(json_object_get(answer, "failed")) == 0)
         code = EXIT_DONE;
     json_decref(answer);

@@ -115,7 +115,7 @@ struct handler *pipeline_handler(struct pipeline *pl, const char *name)
     pl->handlers =
         xrealloc(pl->handlers, (pl->n_handlers + 1) * sizeof(struct handler *));
     pl->handlers[pl->n_handlers++] = h;
-    list_foreach (link, &pl->partitions)
+    list_foreach(link, &pl->partitions)
         partitions_add_cursor(pl, CONTAINER_OF(link, struct partition, link));
     router_set(pl->router, pl->handlers, pl->n_handlers);
     return h;
@@ -265,7 +265,7 @@ void lane_rewind(struct lane *lane)
 {
     lane->is_broken = false;
     lane->head = NULL;
-    list_foreach (link, &lane->deliveries) {
+    list_foreach(link, &lane->deliveries) {
         struct delivery *d = CONTAINER_OF(link, struct delivery, in_lane);
 
         if (d->state != DELIVERY_STORING) {

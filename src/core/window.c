@@ -151,7 +151,7 @@ size_t pipeline_partitions(struct pipeline *pl, struct partition **all,
 {
     size_t n = 0;
 
-    list_foreach (link, &pl->partitions)
+    list_foreach(link, &pl->partitions)
         if (n < max)
             all[n++] = CONTAINER_OF(link, struct partition, link);
     return n;
@@ -159,7 +159,7 @@ size_t pipeline_partitions(struct pipeline *pl, struct partition **all,
 
 void pipeline_each(struct pipeline *pl, pipeline_partition_fn *fn, void *arg)
 {
-    list_foreach_safe (link, &pl->partitions)
+    list_foreach_safe(link, &pl->partitions)
         fn(arg, CONTAINER_OF(link, struct partition, link));
 }
 
@@ -228,7 +228,7 @@ static void full_position(const struct partition *p, const struct cursor *c,
         ranges_unite(&at->gaps, &c->from.gaps);
     if (p->ops->gaps && p->ops->gaps(p))
         ranges_unite(&at->gaps, p->ops->gaps(p));
-    list_foreach (link, &c->unsettled) {
+    list_foreach(link, &c->unsettled) {
         const struct delivery *d =
             CONTAINER_OF(link, struct delivery, in_cursor);
 
@@ -259,7 +259,7 @@ static void outbox_position(const struct partition *p, const struct cursor *c,
     full_position(p, c, at);
     if (p->next < c->from.next || is_frozen(p, c))
         return;
-    list_foreach (link, &c->unsettled) {
+    list_foreach(link, &c->unsettled) {
         const struct delivery *d =
             CONTAINER_OF(link, struct delivery, in_cursor);
 
@@ -289,7 +289,7 @@ bool pipeline_position(const struct partition *p, const struct handler *h,
             at->next = bad->event->place;
     } else {
         outbox_position(p, c, at);
-        list_foreach (link, &undecodable->unsettled) {
+        list_foreach(link, &undecodable->unsettled) {
             int64_t place =
                 CONTAINER_OF(link, struct delivery, in_cursor)->event->place;
 
@@ -330,7 +330,7 @@ static void freeze(struct pipeline *pl, struct partition *p, struct cursor *c)
     full_position(p, c, &full);
     ranges_fini(&c->from.gaps);
     c->from = full;
-    list_foreach_safe (link, &c->unsettled) {
+    list_foreach_safe(link, &c->unsettled) {
         struct delivery *d = CONTAINER_OF(link, struct delivery, in_cursor);
 
         if (d->state == DELIVERY_WAITING || d->state == DELIVERY_BACKOFF)
@@ -365,7 +365,7 @@ void pipeline_detach(struct pipeline *pl, struct handler *h, bool is_removed)
 {
     h->is_held = h->is_held || !is_removed;
     h->is_removed = h->is_removed || is_removed;
-    list_foreach (link, &pl->partitions) {
+    list_foreach(link, &pl->partitions) {
         struct partition *p = CONTAINER_OF(link, struct partition, link);
         struct cursor *c = &p->cursors[h->index];
 
@@ -398,7 +398,7 @@ void pipeline_attach(struct pipeline *pl, struct handler *h)
 {
     h->is_held = false;
     h->is_removed = false;
-    list_foreach_safe (link, &pl->partitions) {
+    list_foreach_safe(link, &pl->partitions) {
         struct partition *p = CONTAINER_OF(link, struct partition, link);
         struct cursor *c = &p->cursors[h->index];
         bool missed = c->is_open && missed_something(p, c);
@@ -503,7 +503,7 @@ size_t pipeline_room(struct pipeline *pl)
 /* A partition that stays full while others could flow is paused. */
 static void pause_the_slow(struct pipeline *pl)
 {
-    list_foreach (link, &pl->partitions) {
+    list_foreach(link, &pl->partitions) {
         struct partition *p = CONTAINER_OF(link, struct partition, link);
 
         if (!p->full_since_us || p->is_paused ||

@@ -378,7 +378,7 @@ static void get_dead_letters(void *ctx, struct http_request *req)
         .until = http_query(req, "until"),
         .ids = http_query(req, "ids"),
         .cursor = cursor ? strtoll(cursor, NULL, 10) : 0,
-        .limit = limit ? atoi(limit) : LIMIT_DEFAULT,
+        .limit = limit ? (int)strtol(limit, NULL, 10) : LIMIT_DEFAULT,
     };
 
     if (needs_database(h, req))

@@ -142,7 +142,7 @@ static struct handler_spec *spec_of(const json_t *decl, const char *hash,
                 sizeof(char *));
     json_array_foreach(json_object_get(decl, "subscribes"), i, pattern)
         spec->subscribes[spec->n_subscribes++] =
-        xstrdup(json_string_value(pattern));
+            xstrdup(json_string_value(pattern));
     for (i = 0; i < spec->n_subscribes; i++)
         if (!pattern_check(spec->subscribes[i], err))
             goto fail;
@@ -265,12 +265,13 @@ static uint64_t stamp_of(const struct entry *e)
         stamp = (uint64_t)st.st_mtim.tv_nsec * 31 +
                 (uint64_t)st.st_mtim.tv_sec * 17 + (uint64_t)st.st_ino * 7 +
                 (uint64_t)st.st_size;
-    json_array_foreach(
-        e->files, i, file) if (stat(json_string_value(file), &st) == 0) stamp =
-        stamp * 1099511628211u ^
-        ((uint64_t)st.st_mtim.tv_nsec * 31 + (uint64_t)st.st_mtim.tv_sec * 17 +
-         (uint64_t)st.st_ino * 7 + (uint64_t)st.st_size);
-    else stamp = stamp * 1099511628211u;
+    json_array_foreach(e->files, i, file) {
+        stamp *= 1099511628211u;
+        if (stat(json_string_value(file), &st) == 0)
+            stamp ^= (uint64_t)st.st_mtim.tv_nsec * 31 +
+                     (uint64_t)st.st_mtim.tv_sec * 17 +
+                     (uint64_t)st.st_ino * 7 + (uint64_t)st.st_size;
+    }
     return stamp;
 }
 
@@ -607,6 +608,20 @@ static const char *state_of(const struct entry *e)
     return e->handler->is_held ? "held" : "running";
 }
 
+/* What a handler declares, without the values of its secrets. */
+static json_t *shown(const json_t *decl)
+{
+    json_t *copy = json_deep_copy(decl), *name;
+    json_t *config = json_object_get(copy, "config");
+    size_t i;
+
+    json_array_foreach(json_object_get(copy, "secrets"), i, name)
+        if (json_object_get(config, json_string_value(name)))
+            json_object_set_new(config, json_string_value(name),
+                                json_string("***"));
+    return copy;
+}
+
 static json_t *entry_json(const struct entry *e)
 {
     const struct host *h = e->catalogue->host;
@@ -629,7 +644,7 @@ static json_t *entry_json(const struct entry *e)
     json_object_set_new(json, "version", json_string(v->hash));
     json_object_set_new(json, "since",
                         json_string(clock_format(v->since_us, since)));
-    json_object_set(json, "declared", v->decl);
+    json_object_set_new(json, "declared", shown(v->decl));
     json_object_set(json, "files", v->files);
     if (e->handler->quarantined_until_us > clock_mono_us())
         json_object_set_new(json, "quarantined", json_true());

@@ -30,6 +30,7 @@ static void collect_process(struct host *h)
                (double)usage.ru_utime.tv_sec + (double)usage.ru_stime.tv_sec +
                    (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) /
                        1e6);
+    /* NOLINTNEXTLINE(cert-err34-c): the kernel wrote it */
     if (statm && fscanf(statm, "%lu %lu", &size, &resident) == 2) {
         series_set(metrics_get(h->metrics, M_PROCESS_VIRTUAL),
                    (double)size * page);
@@ -82,8 +83,7 @@ static void add_rows(struct host *h, const json_t *rows, enum metric_id id,
     json_t *row;
     size_t i;
 
-    json_array_foreach(rows, i, row)
-    {
+    json_array_foreach(rows, i, row) {
         const char *v[3] = {"", "", ""};
 
         for (size_t k = 0; k < labels; k++) {
@@ -114,8 +114,7 @@ static void set_memory(struct host *h, unsigned worker, const json_t *rows)
     json_t *row;
     size_t i;
 
-    json_array_foreach(rows, i, row)
-    {
+    json_array_foreach(rows, i, row) {
         const char *name = json_string_value(json_array_get(row, 0));
         double bytes = json_number_value(json_array_get(row, 1));
         struct handler *handler;
@@ -166,8 +165,7 @@ static void add_own(struct host *h, const json_t *metric)
     if (k == 3 || !name || strncmp(name, "handler_", 8) != 0 ||
         strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_") != strlen(name))
         return;
-    json_object_foreach(json_object_get(metric, "labels"), key, value)
-    {
+    json_object_foreach(json_object_get(metric, "labels"), key, value) {
         if (n == METRIC_LABELS_MAX || !json_is_string(value))
             return;
         names[n] = key;
@@ -194,13 +192,13 @@ void collect_worker_news(struct host *h, unsigned worker, struct slice json)
     add_rows(h, json_object_get(news, "raised"), M_EVENTS_RAISED, 2);
     add_stored(h, json_object_get(news, "stored"));
     set_memory(h, worker, json_object_get(news, "memory"));
-    json_array_foreach(json_object_get(news, "databases"), i, one)
-    {
+    json_array_foreach(json_object_get(news, "databases"), i, one) {
         name = json_string_value(json_array_get(one, 0));
         if (name && strcmp(name, "main") != 0)
             series_set(metrics_get(h->metrics, M_DATABASE_CONNECTED, name),
                        json_number_value(json_array_get(one, 1)));
     }
-    json_array_foreach(json_object_get(news, "own"), i, one) add_own(h, one);
+    json_array_foreach(json_object_get(news, "own"), i, one)
+        add_own(h, one);
     json_decref(news);
 }

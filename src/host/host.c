@@ -304,8 +304,7 @@ static bool open_embedded(struct host *h, char *incarnation, struct err *err)
     if (!h->embedded)
         return false;
     snprintf(incarnation, 17, "%016llx", (unsigned long long)random_u64());
-    json_array_foreach(h->settings.kafka_topics, i, topic)
-    {
+    json_array_foreach(h->settings.kafka_topics, i, topic) {
         const char *name = json_string_value(topic);
 
         if (name[0] != '^' &&

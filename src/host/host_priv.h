@@ -177,8 +177,8 @@ typedef void publish_fn(void *arg, json_t *ids, const struct err *err);
 void publish_events(struct host *h, const json_t *envelopes, publish_fn *done,
                     void *arg);
 /* MSG_CALL of a worker. */
-void publish_call(struct host *h, unsigned worker, uint64_t serial,
-                  uint32_t call, struct slice text);
+void publish_call(struct host *h, unsigned worker, uint64_t serial, uint32_t id,
+                  struct slice text);
 
 void collect_start(struct host *h);
 void collect_worker_news(struct host *h, unsigned worker, struct slice json);

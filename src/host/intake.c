@@ -432,7 +432,7 @@ static void on_saved(void *arg, size_t n_fenced, const size_t *fenced,
     for (size_t i = 0; !err && i < s->n; i++)
         if (is_last || !s->items[i].p->is_closing)
             commit(s->items[i].p);
-    if (is_last)
+    if (is_last && last)
         last->is_saved = true;
     for (size_t i = 0; i < s->n; i++)
         if (s->items[i].p->is_closing &&

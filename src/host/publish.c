@@ -36,8 +36,7 @@ static void finish(struct publication *p, const struct err *err)
         series_observe(metrics_get(h->metrics, M_EVENTS_STORED),
                        (double)(clock_mono_us() - p->started_us) / 1e6,
                        (unsigned)json_array_size(p->envelopes));
-        json_array_foreach(p->envelopes, i, ev)
-        {
+        json_array_foreach(p->envelopes, i, ev) {
             const char *type =
                 json_string_value(json_object_get(ev, "eventType"));
             const char *aggregate =
@@ -147,8 +146,7 @@ static void produce(struct publication *p)
     size_t i;
 
     p->waiting = json_array_size(p->envelopes) + 1;
-    json_array_foreach(p->envelopes, i, ev)
-    {
+    json_array_foreach(p->envelopes, i, ev) {
         struct produced *one = xcalloc(1, sizeof(*one));
         char *text, *topic;
 
@@ -205,11 +203,11 @@ void publish_events(struct host *h, const json_t *envelopes, publish_fn *done,
     json_t *ev;
     size_t i;
 
-    json_array_foreach(envelopes, i, ev) if (!check_one(ev, i, &err))
-    {
-        done(arg, NULL, &err);
-        return;
-    }
+    json_array_foreach(envelopes, i, ev)
+        if (!check_one(ev, i, &err)) {
+            done(arg, NULL, &err);
+            return;
+        }
     p = xcalloc(1, sizeof(*p));
     p->host = h;
     p->done = done;

@@ -785,6 +785,7 @@ static bool read_stat(pid_t pid, double *cpu, double *resident)
     fclose(file);
     text[n] = '\0';
     p = strrchr(text, ')');
+    /* NOLINTNEXTLINE(cert-err34-c): the kernel wrote it */
     if (!p || sscanf(p + 1,
                      " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu "
                      "%*d %*d %*d %*d %*d %*d %*u %*u %ld",

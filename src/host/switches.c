@@ -83,9 +83,9 @@ static bool read_file_flags(struct host *h, struct err *err)
     const char *name;
     json_t *value;
 
-    json_object_foreach(
-        h->settings.flags, name,
-        value) if (!set_from_file(h, name, value, err)) return false;
+    json_object_foreach(h->settings.flags, name, value)
+        if (!set_from_file(h, name, value, err))
+            return false;
     return true;
 }
 
@@ -162,8 +162,7 @@ static void on_rows(void *arg, const json_t *rows)
     size_t i;
 
     flags_clear(&h->flags, FLAG_RUNTIME);
-    json_array_foreach(rows, i, row)
-    {
+    json_array_foreach(rows, i, row) {
         const char *name = json_string_value(json_object_get(row, "name"));
         const char *state = json_string_value(json_object_get(row, "state"));
         const char *when = json_string_value(json_object_get(row, "when_off"));

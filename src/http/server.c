@@ -379,7 +379,7 @@ static void on_sweep(struct ev_loop *loop, ev_timer *timer, int events)
 
     (void)loop;
     (void)events;
-    list_foreach (link, &s->connections) {
+    list_foreach(link, &s->connections) {
         struct connection *c = CONTAINER_OF(link, struct connection, link);
         const union MHD_ConnectionInfo *info;
 
@@ -531,16 +531,14 @@ static bool add_token(struct http_server *s, const json_t *item, size_t i,
     }
     digest_sha256(slice_of(text), t->hash);
     free(text);
-    json_array_foreach(
-        json_object_get(item, "rights"), k,
-        right) if (!json_is_string(right) ||
-                   !right_of(
-                       json_string_value(right),
-                       &t->rights)) return err_set(err, ERR_PERMANENT,
-                                                   "http.tokens[%zu]: rights "
-                                                   "are view, publish, "
-                                                   "redrive, operate",
-                                                   i + 1);
+    json_array_foreach(json_object_get(item, "rights"), k, right)
+        if (!json_is_string(right) ||
+            !right_of(json_string_value(right), &t->rights))
+            return err_set(err, ERR_PERMANENT,
+                           "http.tokens[%zu]: rights "
+                           "are view, publish, "
+                           "redrive, operate",
+                           i + 1);
     s->n_tokens++;
     return true;
 }
@@ -552,8 +550,9 @@ static bool read_tokens(struct http_server *s, struct err *err)
     size_t i;
 
     s->tokens = xcalloc(json_array_size(tokens) + 1, sizeof(*s->tokens));
-    json_array_foreach(tokens, i,
-                       item) if (!add_token(s, item, i, err)) return false;
+    json_array_foreach(tokens, i, item)
+        if (!add_token(s, item, i, err))
+            return false;
     if (s->n_tokens == 0 && !s->is_loopback)
         return err_set(err, ERR_PERMANENT,
                        "http.listen = \"%s\" is not loopback: that needs "
@@ -583,7 +582,7 @@ static int open_socket(const struct sockaddr_storage *addr, socklen_t len,
 
 static void note_address(struct http_server *s, int fd)
 {
-    struct sockaddr_storage addr;
+    struct sockaddr_storage addr = {0};
     socklen_t len = sizeof(addr);
     char host[64] = "?";
     int port = 0;
@@ -669,7 +668,7 @@ void http_server_free(struct http_server *s)
     ev_timer_stop(s->loop, &s->timeout);
     ev_timer_stop(s->loop, &s->sweep);
     if (s->daemon) {
-        list_foreach (link, &s->connections) {
+        list_foreach(link, &s->connections) {
             struct connection *c = CONTAINER_OF(link, struct connection, link);
 
             if (c->is_suspended)

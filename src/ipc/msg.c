@@ -15,7 +15,7 @@ const char *source_kind_name(enum source_kind kind)
 
 static char *put(char *at, struct slice s)
 {
-    if (s.len)
+    if (s.len && s.ptr)
         memcpy(at, s.ptr, s.len);
     return at + s.len;
 }

@@ -146,9 +146,9 @@ static bool put_own(rd_kafka_conf_t *conf, const json_t *own, struct err *err)
     const char *name;
     json_t *value;
 
-    json_object_foreach(
-        (json_t *)(uintptr_t)own, name,
-        value) if (!put_value(conf, name, value, err)) return false;
+    json_object_foreach((json_t *)(uintptr_t)own, name, value)
+        if (!put_value(conf, name, value, err))
+            return false;
     return true;
 }
 

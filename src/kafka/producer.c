@@ -132,7 +132,7 @@ static bool hand_over(struct kafka_producer *p, struct letter *letter)
 
 static void hand_over_waiting(struct kafka_producer *p)
 {
-    list_foreach_safe (item, &p->waiting) {
+    list_foreach_safe(item, &p->waiting) {
         struct letter *letter = CONTAINER_OF(item, struct letter, link);
 
         list_remove(item);
@@ -147,7 +147,7 @@ static void hand_over_waiting(struct kafka_producer *p)
 /* A callback may produce again: its letter is then for the next turn. */
 static void answer_refused(struct kafka_producer *p)
 {
-    list_foreach_safe (item, &p->refused) {
+    list_foreach_safe(item, &p->refused) {
         struct letter *letter = CONTAINER_OF(item, struct letter, link);
 
         list_remove(item);
@@ -323,7 +323,7 @@ void kafka_producer_free(struct kafka_producer *p, int timeout_ms)
                        RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT);
         rd_kafka_flush(p->client.rk, 1000);
     }
-    list_foreach_safe (item, &p->waiting) {
+    list_foreach_safe(item, &p->waiting) {
         struct letter *letter = CONTAINER_OF(item, struct letter, link);
 
         list_remove(item);

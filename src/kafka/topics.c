@@ -68,7 +68,7 @@ void kafka_topics_cancel(struct list *creations)
     struct err err;
 
     err_code(&err, ERR_RETRIABLE, "_DESTROY", "the producer is closing");
-    list_foreach_safe (item, creations)
+    list_foreach_safe(item, creations)
         finish(CONTAINER_OF(item, struct creation, link), &err);
 }
 

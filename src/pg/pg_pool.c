@@ -33,7 +33,7 @@ static int count_conns(const struct pg_pool *pool, bool connecting_only)
 {
     int n = 0;
 
-    list_foreach (at, &pool->conns) {
+    list_foreach(at, &pool->conns) {
         const struct pg_conn *c = CONTAINER_OF(at, struct pg_conn, link);
 
         if (!c->listener && c->state != CONN_DEAD)
@@ -46,14 +46,14 @@ static int count_waiting(const struct pg_pool *pool)
 {
     int n = 0;
 
-    list_foreach (at, &pool->waiting)
+    list_foreach(at, &pool->waiting)
         n++;
     return n;
 }
 
 static void open_listeners(struct pg_pool *pool)
 {
-    list_foreach (at, &pool->listeners) {
+    list_foreach(at, &pool->listeners) {
         struct listener *l = CONTAINER_OF(at, struct listener, link);
 
         if (!l->conn && pool->up > 0)
@@ -197,7 +197,7 @@ static void tell_failed(struct pg_pool *pool)
 /* A connection whose send failed, or a pinned one that is asked though dead. */
 static void tell_broken(struct pg_pool *pool)
 {
-    list_foreach_safe (at, &pool->conns) {
+    list_foreach_safe(at, &pool->conns) {
         struct pg_conn *conn = CONTAINER_OF(at, struct pg_conn, link);
         struct err err;
 
@@ -219,7 +219,7 @@ static void tell_broken(struct pg_pool *pool)
 
 static void tell_listeners(struct pg_pool *pool)
 {
-    list_foreach_safe (at, &pool->listeners) {
+    list_foreach_safe(at, &pool->listeners) {
         struct listener *l = CONTAINER_OF(at, struct listener, link);
 
         if (!l->conn || !l->conn->notified)
@@ -231,7 +231,7 @@ static void tell_listeners(struct pg_pool *pool)
 
 static struct pg_conn *find_free(struct pg_pool *pool)
 {
-    list_foreach (at, &pool->conns) {
+    list_foreach(at, &pool->conns) {
         struct pg_conn *conn = CONTAINER_OF(at, struct pg_conn, link);
 
         if (conn_is_free(conn))
@@ -250,7 +250,7 @@ static void serve_waiting(struct pg_pool *pool)
 
 static void free_dead(struct pg_pool *pool)
 {
-    list_foreach_safe (at, &pool->dead)
+    list_foreach_safe(at, &pool->dead)
         conn_free(CONTAINER_OF(at, struct pg_conn, link));
 }
 
@@ -336,7 +336,7 @@ void pg_request_forget(struct pg_request *req)
 
 static void drop_requests(struct pg_conn *conn)
 {
-    list_foreach_safe (at, &conn->queue)
+    list_foreach_safe(at, &conn->queue)
         request_free(CONTAINER_OF(at, struct pg_request, link));
     request_free(conn->building);
     conn->building = NULL;
@@ -470,9 +470,9 @@ static void free_text(const char *text)
 
 static void free_all(struct pg_pool *pool)
 {
-    list_foreach_safe (at, &pool->waiting)
+    list_foreach_safe(at, &pool->waiting)
         request_free(CONTAINER_OF(at, struct pg_request, link));
-    list_foreach_safe (at, &pool->listeners) {
+    list_foreach_safe(at, &pool->listeners) {
         struct listener *l = CONTAINER_OF(at, struct listener, link);
 
         free(l->channel);

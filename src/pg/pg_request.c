@@ -152,7 +152,7 @@ static void stmt_free(struct stmts *stmts, struct stmt *stmt)
 
 void stmts_fini(struct stmts *stmts)
 {
-    list_foreach_safe (at, &stmts->lru)
+    list_foreach_safe(at, &stmts->lru)
         stmt_free(stmts, CONTAINER_OF(at, struct stmt, link));
     free(stmts->stale);
     stmts->stale = NULL;
@@ -195,7 +195,7 @@ struct stmt *stmts_use(struct stmts *stmts, const struct op *op)
     uint64_t hash = op_hash(op);
     struct stmt *stmt = NULL;
 
-    list_foreach (at, &stmts->lru) {
+    list_foreach(at, &stmts->lru) {
         struct stmt *known = CONTAINER_OF(at, struct stmt, link);
 
         if (known->hash == hash && strcmp(known->sql, op->sql) == 0) {
@@ -221,7 +221,7 @@ struct stmt *stmts_use(struct stmts *stmts, const struct op *op)
 
 void stmts_drop(struct stmts *stmts, uint64_t id, bool prepared)
 {
-    list_foreach_safe (at, &stmts->lru) {
+    list_foreach_safe(at, &stmts->lru) {
         struct stmt *stmt = CONTAINER_OF(at, struct stmt, link);
 
         if (stmt->id != id)

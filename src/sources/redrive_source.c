@@ -177,7 +177,7 @@ static void look(struct redrive_source *s)
         return;
     }
     array_begin(&ids);
-    list_foreach (item, &s->letters)
+    list_foreach(item, &s->letters)
         array_add_number(&ids, CONTAINER_OF(item, struct letter, link)->id);
     array_end(&ids);
     param = (struct pg_param){.value = buf_text(&ids)};
@@ -310,7 +310,7 @@ void redrive_source_free(struct redrive_source *s)
     if (s->request)
         pg_request_forget(s->request);
     tries_fini(&s->tries);
-    list_foreach_safe (item, &s->letters)
+    list_foreach_safe(item, &s->letters)
         letter_free(CONTAINER_OF(item, struct letter, link));
     free(s);
 }

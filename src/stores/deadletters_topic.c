@@ -208,7 +208,7 @@ static void store_free(struct deadletters *pub)
 {
     struct store *s = (struct store *)(void *)pub;
 
-    list_foreach_safe (item, &s->open)
+    list_foreach_safe(item, &s->open)
         letter_free(CONTAINER_OF(item, struct letter, link));
     while (s->known) {
         struct known_topic *known = s->known;

@@ -181,7 +181,7 @@ static void next_take(struct store *s)
     }
     json_object_clear(s->rows);
     s->asked = 0;
-    list_foreach (item, &s->takes)
+    list_foreach(item, &s->takes)
         s->asked++;
     s->reading = kafka_read_topic(s->loop, s->kafka, s->topic, on_record,
                                   on_read, s, &err);
@@ -283,7 +283,7 @@ static void store_free(struct positions *pub)
 
     ev_timer_stop(s->loop, &s->retry);
     kafka_reading_cancel(s->reading);
-    list_foreach_safe (item, &s->takes)
+    list_foreach_safe(item, &s->takes)
         take_free(CONTAINER_OF(item, struct take, link));
     json_decref(s->rows);
     free(s->topic);

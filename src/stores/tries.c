@@ -50,7 +50,7 @@ static void try_free(struct try *q)
 
 void tries_fini(struct tries *t)
 {
-    list_foreach_safe (item, &t->open) {
+    list_foreach_safe(item, &t->open) {
         struct try *q = CONTAINER_OF(item, struct try, link);
 
         if (q->request)

@@ -53,7 +53,7 @@ static void dbs_free(void *ptr)
 {
     struct dbs *dbs = ptr;
 
-    list_foreach_safe (at, &dbs->list) {
+    list_foreach_safe(at, &dbs->list) {
         struct db *db = CONTAINER_OF(at, struct db, link);
 
         pg_pool_free(db->pool);
@@ -175,7 +175,7 @@ static struct db *db_find(struct runtime *rt, const char *name, struct err *err)
 {
     struct dbs *dbs = dbs_of(rt);
 
-    list_foreach (at, &dbs->list) {
+    list_foreach(at, &dbs->list) {
         struct db *db = CONTAINER_OF(at, struct db, link);
 
         if (strcmp(db->name, name) == 0)

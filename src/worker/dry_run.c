@@ -139,8 +139,7 @@ json_t *probe_dry_run(struct runtime *rt, json_t *bundle, const json_t *events,
         return NULL;
     }
     if (trial_start(&trial, rt, bundle, err)) {
-        json_array_foreach(events, i, event)
-        {
+        json_array_foreach(events, i, event) {
             char *text = json_dumps(event, JSON_COMPACT | JSON_ENCODE_ANY);
 
             offer(&trial, text);

@@ -338,7 +338,7 @@ static int push_answer(lua_State *L, void *arg)
 void runtime_reply(struct runtime *rt, uint32_t id, bool ok,
                    struct slice answer)
 {
-    list_foreach (at, &rt->calls) {
+    list_foreach(at, &rt->calls) {
         struct call *call = CONTAINER_OF(at, struct call, link);
 
         if (call->id != id)

@@ -65,8 +65,7 @@ static bool is_listed(const struct parts *url, const json_t *allow)
     const json_t *entry;
     size_t i;
 
-    json_array_foreach(allow, i, entry)
-    {
+    json_array_foreach(allow, i, entry) {
         const char *text = json_string_value(entry);
         struct parts prefix;
 
@@ -194,8 +193,7 @@ static bool bytes_allowed(const unsigned char bytes[16], const json_t *allow)
 
     if (!is_inside(bytes))
         return true;
-    json_array_foreach(allow, i, entry)
-    {
+    json_array_foreach(allow, i, entry) {
         const char *text = json_string_value(entry);
 
         if (text && !strstr(text, "://") && in_network(bytes, text))

@@ -161,7 +161,8 @@ static json_t *rows_of(json_t *rows)
     json_t *list = json_array(), *row;
     const char *key;
 
-    json_object_foreach(rows, key, row) json_array_append(list, row);
+    json_object_foreach(rows, key, row)
+        json_array_append(list, row);
     return list;
 }
 
@@ -178,8 +179,7 @@ static json_t *memory_rows(struct metrics_out *m, struct runtime *rt)
             now, vm->name,
             json_integer(json_integer_value(sum) + (json_int_t)vm->used));
     }
-    json_object_foreach(now, name, value)
-    {
+    json_object_foreach(now, name, value) {
         json_int_t bytes = json_integer_value(value);
         json_int_t before =
             json_integer_value(json_object_get(m->memory, name));
@@ -189,8 +189,9 @@ static json_t *memory_rows(struct metrics_out *m, struct runtime *rt)
         else
             json_object_set_new(now, name, json_integer(before));
     }
-    json_object_foreach(m->memory, name, value) if (!json_object_get(now, name))
-        json_array_append_new(list, json_pack("[si]", name, 0));
+    json_object_foreach(m->memory, name, value)
+        if (!json_object_get(now, name))
+            json_array_append_new(list, json_pack("[si]", name, 0));
     json_decref(m->memory);
     m->memory = now;
     return list;

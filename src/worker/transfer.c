@@ -134,7 +134,7 @@ static void transfers_free(void *ptr)
 
     curl_multi_cleanup(ts->multi);
     ev_timer_stop(ts->loop, &ts->timer);
-    list_foreach_safe (at, &ts->sockets)
+    list_foreach_safe(at, &ts->sockets)
         unwatch(CONTAINER_OF(at, struct watch, link));
     free(ts);
 }

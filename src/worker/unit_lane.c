@@ -166,7 +166,7 @@ static void give_back_lane(struct unit *unit, struct lane *lane)
 {
     while (!list_is_empty(&lane->waiting))
         give_back(unit, CONTAINER_OF(lane->waiting.next, struct event, link));
-    list_foreach_safe (at, &unit->waiting) {
+    list_foreach_safe(at, &unit->waiting) {
         struct event *ev = CONTAINER_OF(at, struct event, link);
 
         if (ev->d.lane != lane->id)
