@@ -492,7 +492,8 @@ size_t pipeline_room(struct pipeline *pl)
 
     if (pl->is_held || pl->n_full > 0)
         left = 0;
-    pl->room_refused = left == 0;
+    if (left == 0) /* whoever asks next must not forget who was refused */
+        pl->room_refused = true;
     /* A batch may be for one partition: its window is overrun by a quarter at
      * the most. */
     if (left > pl->config.window_events / 4)

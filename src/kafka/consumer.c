@@ -40,6 +40,7 @@ struct part {
     bool full;             /* its last record was refused */
     bool paused;           /* in librdkafka */
     uint64_t seek_batch;   /* messages of this batch are from before a seek */
+    int64_t end;           /* it ended here and nothing came since, or -1 */
 };
 
 struct slot {
@@ -120,6 +121,7 @@ static void make_parts(struct kafka_consumer *c,
     for (size_t i = 0; i < c->nparts; i++) {
         struct part *part = xcalloc(1, sizeof(*part));
 
+        part->end = -1;
         part->pub.topic = xstrdup(list->elems[i].topic);
         part->pub.partition = list->elems[i].partition;
         part->pub.generation = c->generation;
@@ -349,6 +351,8 @@ static void on_record_error(struct kafka_consumer *c,
     struct err err;
 
     if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF) {
+        if (part)
+            part->end = m->offset;
         if (part && !part->full)
             c->ops->on_end(c->arg, &part->pub, m->offset);
         return;
@@ -361,6 +365,7 @@ static void on_record_error(struct kafka_consumer *c,
     case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
     case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
         if (part) {
+            err_wrap(&err, "at offset %lld", (long long)m->offset);
             c->ops->on_part_error(c->arg, &part->pub, &err);
             break;
         }
@@ -375,6 +380,8 @@ static void take(struct kafka_consumer *c, rd_kafka_message_t *m)
 {
     struct part *part = m->err ? NULL : find_part(c, m);
 
+    if (part)
+        part->end = -1;
     if (m->err)
         on_record_error(c, m);
     else if (part && part->seek_batch != c->batches &&
@@ -409,6 +416,18 @@ static void choke(struct kafka_consumer *c)
     }
 }
 
+/* A resumed partition is fetched from after the last message that was taken,
+ * and a batch counts the news of the end as one: a record would be skipped. */
+static void resume(struct kafka_consumer *c, const struct part *part,
+                   rd_kafka_topic_partition_list_t *list)
+{
+    rd_kafka_resume_partitions(c->client.rk, list);
+    if (part->end < 0)
+        return;
+    list->elems[0].offset = part->end;
+    rd_kafka_error_destroy(rd_kafka_seek_partitions(c->client.rk, list, 0));
+}
+
 static void set_paused(struct kafka_consumer *c, struct part *part, bool paused)
 {
     rd_kafka_topic_partition_list_t *list =
@@ -422,7 +441,7 @@ static void set_paused(struct kafka_consumer *c, struct part *part, bool paused)
     if (paused)
         rd_kafka_pause_partitions(c->client.rk, list);
     else
-        rd_kafka_resume_partitions(c->client.rk, list);
+        resume(c, part, list);
     log_debug(paused ? "partition paused" : "partition resumed",
               "topic=%s partition=%d", part->pub.topic, part->pub.partition);
 out:
@@ -600,6 +619,7 @@ bool kafka_consumer_seek(struct kafka_consumer *c, struct kafka_part *pub,
     rd_kafka_error_t *fault = rd_kafka_seek_partitions(c->client.rk, list, 0);
 
     rd_kafka_topic_partition_list_destroy(list);
+    part->end = -1;
     unstash(c, part);
     part->seek_batch = c->batches;
     part->full = false;

@@ -96,6 +96,10 @@ void kafka_consumer_commit(struct kafka_consumer *c,
                            struct kafka_part *const *parts,
                            const int64_t *offsets, size_t n);
 
+/* As offsets of kafka_consumer_seek(): librdkafka's logical ones. */
+#define KAFKA_OFFSET_BEGIN (-2)
+#define KAFKA_OFFSET_END   (-1)
+
 /* Go on at another offset. */
 bool kafka_consumer_seek(struct kafka_consumer *c, struct kafka_part *pub,
                          int64_t offset, struct err *err) MUST_CHECK;

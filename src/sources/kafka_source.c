@@ -260,11 +260,16 @@ static void on_assigned(void *arg, struct kafka_part **parts, size_t n)
  * moves forward. */
 static void rewind_place(struct kafka_source *s, struct place *place)
 {
+    int64_t offset = place->start;
     struct err err;
 
-    CHECK(!is_named(place->start));
+    /* A newcomer that wants the earliest; p->next follows the first record. */
+    if (place->start == POSITION_EARLIEST)
+        offset = KAFKA_OFFSET_BEGIN;
+    else if (place->start == POSITION_LATEST)
+        offset = KAFKA_OFFSET_END;
     place->is_paused = false;
-    if (!kafka_consumer_seek(s->consumer, place->part, place->start, &err))
+    if (!kafka_consumer_seek(s->consumer, place->part, offset, &err))
         log_warn("cannot rewind", "topic=%s partition=%d err=" LOG_Q,
                  place->part->topic, place->part->partition, err.msg);
 }
