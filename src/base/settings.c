@@ -258,6 +258,19 @@ static bool unknown(const char *name, const char *origin, struct err *err)
                    name, nearest);
 }
 
+/* MOONTIDE_A_B, said as a.b. */
+static bool unknown_variable(const char *variable, struct err *err)
+{
+    char name[64], origin[100];
+    size_t n = 0;
+
+    for (const char *p = variable + 9; *p && n < sizeof(name) - 1; p++)
+        name[n++] = *p == '_' ? '.' : (char)tolower((unsigned char)*p);
+    name[n] = '\0';
+    snprintf(origin, sizeof(origin), "environment: %.80s", variable);
+    return unknown(name, origin, err);
+}
+
 /* --- the file ------------------------------------------------------------ */
 
 static bool read_secret_file(struct settings *s, const struct setting *d,
@@ -477,8 +490,7 @@ bool settings_apply_env(struct settings *s, char *const *env, struct err *err)
             strcmp(variable, "MOONTIDE_URL") != 0 &&
             strcmp(variable, "MOONTIDE_TOKEN") != 0 &&
             strncmp(variable, "MOONTIDE_TEST_", 14) != 0)
-            return err_set(err, ERR_PERMANENT,
-                           "environment: %s names no setting", variable);
+            return unknown_variable(variable, err);
     }
     return true;
 }

@@ -350,6 +350,22 @@ static void on_dead_answer(void *arg, json_t *answer, const struct err *err)
     json_decref(answer);
 }
 
+/* A page, newest first, and where the next one begins (null: nowhere). */
+static void on_dead_list(void *arg, json_t *answer, const struct err *err)
+{
+    struct http_request *req = arg;
+    size_t n = json_array_size(answer);
+    json_t *last = n ? json_array_get(answer, n - 1) : NULL;
+
+    if (err)
+        http_problem(req, err->kind == ERR_PERMANENT ? 422 : 503, err->msg);
+    else
+        http_reply_json(req, 200,
+                        json_pack("{s:O, s:O?}", "deadLetters", answer,
+                                  "cursor", json_object_get(last, "id")));
+    json_decref(answer);
+}
+
 static bool needs_database(struct host *h, struct http_request *req)
 {
     if (h->db)
@@ -386,7 +402,7 @@ static void get_dead_letters(void *ctx, struct http_request *req)
     if (f.limit < 1 || f.limit > 1000)
         http_problem(req, 400, "limit is 1 to 1000");
     else
-        deadletters_list(h->db, &f, on_dead_answer, req);
+        deadletters_list(h->db, &f, on_dead_list, req);
 }
 
 static void get_dead_letter(void *ctx, struct http_request *req)

@@ -49,11 +49,42 @@ static void collect_process(struct host *h)
                    (double)files.rlim_cur);
 }
 
+static void on_dead_counts(void *arg, json_t *rows, const struct err *err)
+{
+    struct host *h = arg;
+    json_t *row;
+    size_t i;
+
+    h->is_counting_dead = false;
+    if (!err)
+        metrics_zero(h->metrics, M_DEAD_LETTERS);
+    json_array_foreach(rows, i, row) {
+        const char *handler = json_string_value(json_array_get(row, 0));
+        const char *class = json_string_value(json_array_get(row, 1));
+
+        if (handler && class)
+            series_set(
+                metrics_get(h->metrics, M_DEAD_LETTERS, handler, class),
+                json_number_value(json_array_get(row, 2)));
+    }
+    json_decref(rows);
+}
+
+/* The table is asked at each scrape; its answer is for the next one. */
+static void count_dead(struct host *h)
+{
+    if (!h->db || !h->db_is_migrated || h->is_counting_dead)
+        return;
+    h->is_counting_dead = true;
+    deadletters_counts(h->db, on_dead_counts, h);
+}
+
 static void collect(void *arg)
 {
     struct host *h = arg;
 
     collect_process(h);
+    count_dead(h);
     supervisor_collect(h->supervisor);
     catalogue_collect(h->catalogue);
     intake_collect(h->intake);

@@ -45,6 +45,7 @@ struct host {
 
     struct pg_pool *db; /* NULL: no PostgreSQL */
     bool db_is_connected;
+    bool is_counting_dead; /* asked the table, not answered yet */
     bool db_is_migrated;          /* the tables are there */
     struct kafka_settings *kafka; /* NULL: no Kafka */
     struct kafka_embedded *embedded;

@@ -21,9 +21,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BATCH    500 /* records a call */
-#define TURNS    16  /* batches before other watchers get their turn */
-#define PATIENCE 0.1 /* seconds a full partition may hold up the others */
+#define BATCH            500 /* records a call */
+#define TURNS            16  /* batches before other watchers get their turn */
+#define STARVED_PATIENCE 1.  /* seconds without any room: then pause all */
+#define PATIENCE         0.1 /* seconds a full partition may hold up the others */
 
 static const char component[] = "kafka";
 
@@ -411,7 +412,8 @@ static void read_soon(struct kafka_consumer *c)
 static void choke(struct kafka_consumer *c)
 {
     if (!c->all_paused && !ev_is_active(&c->patience)) {
-        ev_timer_set(&c->patience, PATIENCE, 0.);
+        ev_timer_set(&c->patience, c->is_starved ? STARVED_PATIENCE : PATIENCE,
+                     0.);
         ev_timer_start(c->loop, &c->patience);
     }
 }

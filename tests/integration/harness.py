@@ -141,10 +141,10 @@ class Host:
         except AssertionError as fault:
             raise AssertionError(f"{fault}\n--- host.log\n{tail(self.log, 30)}") from None
 
-    def stop(self, timeout=30):
-        """SIGTERM, as an operator would; gives the exit code."""
+    def stop(self, sig=signal.SIGTERM, timeout=30):
+        """As an operator would; gives the exit code."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(sig)
         return self.process.wait(timeout)
 
     def kill(self):

@@ -193,7 +193,7 @@ def test_an_unknown_setting_on_the_command_line_names_the_nearest(make_host):
 
 
 HANDLERS = {
-    'return {\n  subscribes = "*",\n  handle = function() end,\n}': "subscribes",
+    'return {\n  subscribes = 7,\n  handle = function() end,\n}': "subscribes",
     'return { subscribes = { 1 }, handle = function() end }': "subscribes",
     'return { subscribes = { "*" } }': "handle",
     'return { subscribes = { "*" }, handle = "f" }': "handle",

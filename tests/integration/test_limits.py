@@ -9,8 +9,8 @@ POISON = {
     "looper": ("limit", "while true do end"),
     # a loop that swallows the hook's error as long as it can
     "stubborn": ("limit", "while true do pcall(function() while true do end end) end"),
-    # a pattern that never ends: C code, no hook can stop it
-    "pattern": ("crash", 'return string.find(("a"):rep(50000), (".-"):rep(12) .. "b") and nil'),
+    # a pattern that never ends: moontide's own matcher counts its steps
+    "pattern": ("bug", 'return string.find(("a"):rep(50000), ".-.-.-.-.-.-b") and nil'),
     "eater": ("limit", "local t = {} while true do t[#t + 1] = (\"x\"):rep(100000) .. #t end"),
     "recursion": (None, "local function deep(n) return 1 + deep(n + 1) end deep(1)"),
     "builder": ("limit", "local s = 'x' while true do s = s .. s end"),
@@ -53,7 +53,6 @@ def test_offenders_become_dead_letters_while_the_other_handlers_go_on(database, 
         assert kind in (None, got), f"{name}: {got}: {error}"
         assert error, name
     assert host.metric("event_dead_letter_total") == len(POISON)
-    assert host.metric("moontide_worker_restarts_total") >= 1
 
     # Afterwards everything is as before: new events run, memory came back.
     database.publish("Fine", "Thing", key.format(7), {"n": 200})
@@ -88,16 +87,17 @@ def test_a_slow_handler_waits_alone_and_its_timeout_is_a_failed_attempt(database
     for n in range(30):
         database.publish("Fine", "Thing", f"00000000-0000-4000-8000-{n:012d}", {"n": n})
     wait_count(host, database, 30, timeout=20)
-    wait_count(host, database, 30, "event_dead_letters", "class = 'limit'", timeout=30)
+    wait_count(host, database, 30, "event_dead_letters", "error like 'timeout:%'", timeout=30)
     print(f"{time.monotonic() - started:.1f} s")
 
 
 def test_a_handler_that_ends_its_worker_three_times_makes_a_dead_letter(database, make_host):
     """Three crash strikes; the deliveries beside it are given out again in order."""
     make_seen(database)
-    crash = HANDLER.replace("max_attempts = 2", "max_attempts = 9") % POISON["pattern"][1]
+    crash = HANDLER.replace("max_attempts = 2", "max_attempts = 9") % POISON["looper"][1]
+    # No hook ends the loop here: the worker shows no sign of life and is killed.
     host = make_host(settings={"database": {"url": database.url}, "outbox": {"interval": "50ms"},
-                               "workers": {"count": 1}},
+                               "workers": {"count": 1, "soft_limit": "60s", "hard_limit": "500ms"}},
                      handlers={"crasher": crash, "recorder": recorder()}).start()
     with database.connect() as connection, connection.cursor() as cursor:
         for n in range(200):
@@ -106,9 +106,10 @@ def test_a_handler_that_ends_its_worker_three_times_makes_a_dead_letter(database
                             f"00000000-0000-4000-8000-{n % 5:012d}", n))
     wait_count(host, database, 200, timeout=60)
     wait_count(host, database, 1, "event_dead_letters", timeout=60)
-    handler, kind, attempts = database.query(
-        "select handler, class, attempts from event_dead_letters")[0]
-    assert (handler, kind, attempts) == ("crasher", "crash", 3)
+    handler, error, attempts = database.query(
+        "select handler, error, attempts from event_dead_letters")[0]
+    assert (handler, attempts) == ("crasher", 3) and "no sign of life" in error
+    assert host.metric("moontide_worker_restarts_total") >= 3
     for key in range(5):
         numbers = [row[0] for row in database.query(
             "select n from seen where key = %s order by place",
