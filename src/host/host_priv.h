@@ -45,8 +45,8 @@ struct host {
 
     struct pg_pool *db; /* NULL: no PostgreSQL */
     bool db_is_connected;
-    bool is_counting_dead; /* asked the table, not answered yet */
     bool db_is_migrated;          /* the tables are there */
+    bool is_counting_dead;        /* the table was asked, no answer yet */
     struct kafka_settings *kafka; /* NULL: no Kafka */
     struct kafka_embedded *embedded;
     struct kafka_producer *producer;

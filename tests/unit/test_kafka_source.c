@@ -97,6 +97,12 @@ static void on_offer(void *ctx, struct event *event)
         p->ops->pause(p);
 }
 
+static size_t on_room(void *ctx)
+{
+    (void)ctx;
+    return 1000;
+}
+
 static void on_advance(void *ctx, struct partition *p, int64_t next)
 {
     (void)ctx;
@@ -181,6 +187,7 @@ static void open_source(struct fixture *f)
     struct source_sink sink = {
         .ctx = f,
         .opened = on_opened,
+        .room = on_room,
         .offer = on_offer,
         .event_new = on_event_new,
         .advance = on_advance,
