@@ -454,7 +454,7 @@ void pipeline_offer(struct pipeline *pl, struct event *ev)
     ev->cost = (uint32_t)(sizeof(*ev) + OVERHEAD_BYTES + ev->body.len);
     window_taken(pl, ev);
     series_add(pl->received[p->ops->kind], 1);
-    if (p->state == PARTITION_RUNNING) {
+    if (p->state == PARTITION_RUNNING && !p->is_closing) {
         pipeline_advance(p, ev->place + 1);
         route(pl, ev);
         extra = (ev->pending - 1) * (uint32_t)sizeof(struct delivery);

@@ -63,9 +63,8 @@ static void on_dead_counts(void *arg, json_t *rows, const struct err *err)
         const char *class = json_string_value(json_array_get(row, 1));
 
         if (handler && class)
-            series_set(
-                metrics_get(h->metrics, M_DEAD_LETTERS, handler, class),
-                json_number_value(json_array_get(row, 2)));
+            series_set(metrics_get(h->metrics, M_DEAD_LETTERS, handler, class),
+                       json_number_value(json_array_get(row, 2)));
     }
     json_decref(rows);
 }

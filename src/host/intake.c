@@ -28,6 +28,7 @@
 static const char component[] = "intake";
 
 /* A row made before the source knows the real number; see start_from(). */
+#define FINISH_MAX_US   5000000
 #define STORED_EARLIEST 0
 #define STORED_LATEST   (INT64_MAX - 1)
 
@@ -301,7 +302,7 @@ static void on_offer(void *ctx, struct event *ev)
 static void on_advance(void *ctx, struct partition *p, int64_t next)
 {
     (void)ctx;
-    if (p->state == PARTITION_RUNNING)
+    if (p->state == PARTITION_RUNNING && !p->is_closing)
         pipeline_advance(p, next);
 }
 
@@ -504,6 +505,14 @@ static void finish_closing(struct intake *in, struct partition *p)
     pipeline_close(p);
 }
 
+/* How long a closing partition may finish what it has taken. */
+static int64_t finish_us(const struct intake *in)
+{
+    int64_t half_us = in->host->settings.drain_timeout * 500;
+
+    return half_us < FINISH_MAX_US ? half_us : FINISH_MAX_US;
+}
+
 static void on_closing(void *ctx, struct partition *p, bool lost)
 {
     struct intake *in = ctx;
@@ -511,8 +520,15 @@ static void on_closing(void *ctx, struct partition *p, bool lost)
     p->is_closing = true;
     p->is_lost = p->is_lost || lost;
     p->deadline_us = clock_mono_us() + in->host->settings.drain_timeout * 1000;
-    if (p->is_lost)
+    if (p->is_lost) {
         pipeline_abandon(p);
+    } else if (p->state == PARTITION_RUNNING && p->events > 0) {
+        /* What was taken may still end: a delivery dropped below one that was
+         * acked would bring that one again. */
+        p->finish_by_us = clock_mono_us() + finish_us(in);
+        in->has_quiet = true;
+        return;
+    }
     pipeline_quiet(p, false);
 }
 
@@ -541,6 +557,9 @@ static void after_quiet(void *arg, struct partition *p)
 
     if (p->ops->kind == SOURCE_REDRIVE && p->state == PARTITION_OPENING)
         start_if_ready(in, p); /* it has no positions to wait for */
+    if (p->is_closing && p->state == PARTITION_RUNNING &&
+        (p->events == 0 || clock_mono_us() >= p->finish_by_us))
+        pipeline_quiet(p, false);
     if (!p->is_quiet || p->state != PARTITION_QUIETING)
         return;
     if (p->is_closing)

@@ -19,14 +19,15 @@ test_lua() {
     test_ctest dev -L lua
 }
 
-# The same unit tests where memory errors and data races are fatal.
+# The same unit tests where memory errors and data races are fatal. Left out of
+# TSan: librdkafka's threads (it starts them with thrd_create, which gcc 12's
+# TSan does not follow and crashes on), and tests of the handlers' time limits
+# (Lua is so slow there that the soft limit comes before the one they test).
 test_sanitizers() {
-    local preset
-
-    for preset in asan tsan; do
-        say "unit tests under $preset"
-        test_ctest "$preset" -L unit
-    done
+    say "unit tests under asan"
+    test_ctest asan -L unit
+    say "unit tests under tsan"
+    test_ctest tsan -L unit -E 'kafka_source|worker_limits|worker_probe'
 }
 
 # Two scenarios at a time: each has its own host and database, and the broker
