@@ -51,6 +51,10 @@ def test_nothing_is_lost_doubled_or_inverted_when_host_and_workers_are_killed(
     topics.produce(topic, ((key, json.dumps(body), None) for _, key, _, body in events[-late:]))
     wait_count(host, database, number, "seen", ours, 60 * SLOWER)
     ends_and_lag_are_reached(host, topics, topic, topics.prefix)
+    # What compliance published comes back through the outbox a moment later.
+    host.wait(lambda: database.query(
+        "select (select count(*) from event_audit_log) = %s + (select count(*) from domain_events)",
+        (number,))[0][0], 60 * SLOWER, "an audit row for every event")
     written = {id: (key, n) for id, key, n, _ in events}
     audited = [row[0] for row in database.query("select event_id from event_audit_log")]
     assert len(audited) == len(set(audited))
