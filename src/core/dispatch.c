@@ -243,6 +243,7 @@ void pipeline_pump_all(struct pipeline *pl)
     for (unsigned i = 0; i < pl->config.n_workers; i++)
         pipeline_pump(pl, i);
     spare_pump(pl);
+    window_give_room(pl); /* the verdicts of this turn may have made it */
 }
 
 /* --- life of a worker --------------------------------------------------------- */

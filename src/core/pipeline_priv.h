@@ -72,5 +72,6 @@ void window_left(struct pipeline *pl, struct partition *p, uint32_t cost);
 void partition_may_be_quiet(struct pipeline *pl, struct partition *p);
 void partitions_add_cursor(struct pipeline *pl, struct partition *p);
 void window_tick(struct pipeline *pl);
+void window_give_room(struct pipeline *pl);
 
 #endif

@@ -524,9 +524,14 @@ void window_tick(struct pipeline *pl)
     for (size_t i = 0; i < pl->n_handlers; i++)
         if (!list_is_empty(&pl->handlers[i]->blocked))
             handler_unblock(pl, pl->handlers[i]);
-    if (pl->room_refused && !pl->is_held && pl->n_full == 0 &&
-        pl->cost < pl->config.window_bytes / 4 * 3) {
-        pl->room_refused = false;
-        pl->ops->room_again(pl->ctx);
-    }
+    window_give_room(pl);
+}
+
+void window_give_room(struct pipeline *pl)
+{
+    if (!pl->room_refused || pl->is_held || pl->n_full > 0 ||
+        pl->cost >= pl->config.window_bytes / 4 * 3)
+        return;
+    pl->room_refused = false;
+    pl->ops->room_again(pl->ctx);
 }

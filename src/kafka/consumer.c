@@ -1,7 +1,8 @@
 /*
  * One librdkafka queue carries records, rebalances, errors and statistics. It
- * speaks up only when it turns from empty to non-empty, so read_queue() reads
- * until it is empty, a bounded number of batches at a time.
+ * speaks up only when it turns from empty to non-empty, so it is read until it
+ * is empty: a batch a turn of the loop, so that a batch goes on to the workers,
+ * and what the one before it used comes free, while both are in the caches.
  *
  * A record that its owner refuses goes to the stash with all later ones of its
  * partition. While the stash holds anything of a partition that is not paused,
@@ -22,7 +23,7 @@
 #include <string.h>
 
 #define BATCH            500 /* records a call */
-#define TURNS            16  /* batches before other watchers get their turn */
+#define TURNS            1   /* batches before other watchers get their turn */
 #define STARVED_PATIENCE 1.  /* seconds without any room: then pause all */
 #define PATIENCE         0.1 /* seconds a full partition may hold up the others */
 
@@ -484,28 +485,30 @@ static size_t room_for(struct kafka_consumer *c)
     return room < BATCH ? room : BATCH;
 }
 
-static void read_queue(struct kafka_consumer *c)
+static ssize_t read_batch(struct kafka_consumer *c, size_t room)
 {
     rd_kafka_message_t *batch[BATCH];
+    ssize_t n;
+
+    c->batches++;
+    n = rd_kafka_consume_batch_queue(c->wake.queue, 0, batch, room);
+    for (ssize_t i = 0; i < n; i++)
+        take(c, batch[i]);
+    serve_rebalance(c);
+    return n;
+}
+
+static void read_queue(struct kafka_consumer *c)
+{
     ssize_t n = 0;
+    size_t room;
 
     if (c->stashed && room_for(c) > 0) {
         offer_stash(c);
         resume_parts(c);
     }
-    for (int turn = 0; turn < TURNS && !is_choked(c); turn++) {
-        size_t room = room_for(c);
-
-        if (room == 0)
-            break;
-        c->batches++;
-        n = rd_kafka_consume_batch_queue(c->wake.queue, 0, batch, room);
-        for (ssize_t i = 0; i < n; i++)
-            take(c, batch[i]);
-        serve_rebalance(c);
-        if (n <= 0)
-            break;
-    }
+    if (!is_choked(c) && (room = room_for(c)) > 0)
+        n = read_batch(c, room);
     if (is_choked(c) || c->is_starved) {
         choke(c);
         return;
@@ -690,9 +693,9 @@ static const char *const defaults[] = {
     "queued.min.messages",
     "20000",
     "fetch.message.max.bytes",
-    "524288",
+    "262144",
     "fetch.max.bytes",
-    "4194304",
+    "1048576",
     NULL,
 };
 

@@ -53,6 +53,7 @@ struct model {
     int released;
     char keys[KEYS][8];
     bool ring_full, no_chaos;
+    int rooms_again; /* calls of room_again() */
 };
 
 static uint64_t chance(struct model *m, uint64_t n)
@@ -145,9 +146,9 @@ static void op_quiet(void *ctx, struct partition *p)
     ((struct model *)ctx)->is_quiet = true;
 }
 
-static void op_nothing(void *ctx)
+static void op_room_again(void *ctx)
 {
-    (void)ctx;
+    ((struct model *)ctx)->rooms_again++;
 }
 
 static void op_fenced(void *ctx, struct partition *p)
@@ -163,7 +164,7 @@ static void op_want_spare(void *ctx)
 }
 
 static const struct pipeline_ops ops = {op_send,   op_store,   op_quiet,
-                                        op_fenced, op_nothing, op_want_spare};
+                                        op_fenced, op_room_again, op_want_spare};
 
 /* --- the model of what must be true ---------------------------------------------- */
 
@@ -467,6 +468,31 @@ static void a_full_window_refuses_more(void **state)
     free(m);
 }
 
+/* The verdicts of a turn come after its tick: who was refused hears of the room
+ * they make before the loop sleeps, not when something else wakes it. */
+static void room_is_offered_in_the_turn_that_made_it(void **state)
+{
+    struct model *m = xcalloc(1, sizeof(*m));
+
+    (void)state;
+    set_up(m, 1, 8 << 10);
+    m->no_chaos = true;
+    while (pipeline_room(m->pl) > 0)
+        read_some(m, 50);
+    pipeline_tick(m->pl, ++m->now_us, 1);
+    pipeline_pump_all(m->pl);
+    assert_int_equal(m->rooms_again, 0);
+    for (unsigned w = 0; w < WORKERS; w++)
+        while (m->n_at[w] > 0)
+            run_one(m, w);
+    pipeline_pump_all(m->pl);
+    assert_int_equal(m->rooms_again, 1);
+    drain(m);
+    pipeline_free(m->pl);
+    metrics_free(m->metrics);
+    free(m);
+}
+
 /* M6: three crashes make a dead letter, and the reason says so. */
 static void three_strikes_make_a_dead_letter(void **state)
 {
@@ -517,6 +543,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(chance_never_loses_doubles_or_reorders),
         cmocka_unit_test(a_full_window_refuses_more),
+        cmocka_unit_test(room_is_offered_in_the_turn_that_made_it),
         cmocka_unit_test(three_strikes_make_a_dead_letter),
     };
 
