@@ -649,6 +649,11 @@ int64_t kafka_consumer_end(const struct kafka_consumer *c,
     return high;
 }
 
+bool kafka_consumer_paused(const struct kafka_part *part)
+{
+    return ((const struct part *)(const void *)part)->paused;
+}
+
 bool kafka_consumer_connected(const struct kafka_consumer *c)
 {
     return c->client.connected;

@@ -114,6 +114,9 @@ void kafka_consumer_wake(struct kafka_consumer *c);
 int64_t kafka_consumer_end(const struct kafka_consumer *c,
                            const struct kafka_part *part);
 
+/* Is it paused in librdkafka, for want of room? */
+bool kafka_consumer_paused(const struct kafka_part *part);
+
 bool kafka_consumer_connected(const struct kafka_consumer *c);
 
 /* Headers of a record, in their order. */

@@ -564,7 +564,7 @@ json_t *kafka_source_json(const struct kafka_source *s)
                       "sourceId", place->part->source_id, "end",
                       (json_int_t)kafka_consumer_end(s->consumer, place->part),
                       "committed", (json_int_t)place->committed, "paused",
-                      place->is_paused));
+                      place->is_paused || kafka_consumer_paused(place->part)));
     }
     return json_pack("{s:s, s:b, s:o}", "kind", "kafka", "connected",
                      kafka_consumer_connected(s->consumer), "partitions", list);

@@ -34,6 +34,8 @@ struct fixture {
     int64_t last[PARTITIONS]; /* highest offset offered */
     size_t opened, offered, closed, inverted;
     size_t pause_at; /* pause every partition after so many; 0 never */
+    size_t room_for; /* no room beyond so many; 0: always some */
+    size_t refused;  /* how often room() said 0 */
     int64_t start;
     char *undecodable;
     char *source_id;
@@ -99,8 +101,12 @@ static void on_offer(void *ctx, struct event *event)
 
 static size_t on_room(void *ctx)
 {
-    (void)ctx;
-    return 1000;
+    struct fixture *f = ctx;
+
+    if (!f->room_for)
+        return 1000;
+    f->refused += f->offered >= f->room_for;
+    return f->offered < f->room_for ? f->room_for - f->offered : 0;
 }
 
 static void on_advance(void *ctx, struct partition *p, int64_t next)
@@ -334,6 +340,44 @@ static void one_full_partition_does_not_stop_the_others(void **state)
     close_source(f);
 }
 
+static bool are_paused(const struct fixture *f)
+{
+    json_t *status = kafka_source_json(f->source), *part;
+    bool all = true;
+    size_t i;
+
+    json_array_foreach(json_object_get(status, "partitions"), i, part)
+        all = all && json_is_true(json_object_get(part, "paused"));
+    json_decref(status);
+    return all;
+}
+
+/* For a moment, and for so long that the partitions are paused in librdkafka:
+ * then the group is served and asked for room no more. */
+static void without_room_it_waits_until_it_is_woken(void **state)
+{
+    struct fixture *f = *state;
+
+    produce(f, 0, 300, "{}");
+    produce(f, 2, 300, "{}");
+    f->room_for = 100;
+    open_source(f);
+    start_all(f);
+    AWAIT(f, f->refused > 0);
+    assert_int_equal(f->offered, 100);
+    f->room_for = 200;
+    f->parts[0]->ops->wake(f->source);
+    AWAIT(f, f->offered == 200);
+    AWAIT(f, are_paused(f));
+    assert_int_equal(f->offered, 200);
+    f->room_for = 0;
+    f->parts[0]->ops->wake(f->source);
+    AWAIT(f, f->offered == 600);
+    assert_int_equal(f->inverted, 0);
+    assert_false(are_paused(f));
+    close_source(f);
+}
+
 static void a_rewind_reads_again(void **state)
 {
     struct fixture *f = *state;
@@ -376,6 +420,7 @@ int main(void)
         CASE(the_latest_skips_what_was_there),
         CASE(a_paused_partition_waits_and_loses_nothing),
         CASE(one_full_partition_does_not_stop_the_others),
+        CASE(without_room_it_waits_until_it_is_woken),
         CASE(a_rewind_reads_again),
         CASE(what_is_too_large_is_offered_as_undecodable),
     };
