@@ -9,6 +9,9 @@
  * request, so a callback may do anything with it.
  *
  * COPY and scripts are not possible in pipeline mode and leave it.
+ *
+ * pg_connect.c brings a connection up, here requests go out, pg_answer.c reads
+ * what comes back.
  */
 #include "pg/pg_internal.h"
 
@@ -22,8 +25,6 @@
 #include <string.h>
 
 static const char component[] = "pg";
-
-enum { COPY_PIECE = 64 * 1024 };
 
 static void stop_watchers(struct pg_conn *conn)
 {
@@ -42,7 +43,7 @@ static void set_watcher(struct pg_conn *conn, ev_io *w, bool on)
         ev_io_stop(conn->pool->loop, w);
 }
 
-static void set_state(struct pg_conn *conn, enum conn_state state)
+void conn_set_state(struct pg_conn *conn, enum conn_state state)
 {
     bool was_up = conn->state == CONN_UP;
 
@@ -76,11 +77,11 @@ void conn_fail(struct pg_conn *conn, const struct err *err)
     conn->resolver = NULL;
     PQfinish(conn->pq);
     conn->pq = NULL;
-    set_state(conn, CONN_DEAD);
+    conn_set_state(conn, CONN_DEAD);
     fail_queue(conn, err);
 }
 
-static void fail_by_libpq(struct pg_conn *conn)
+void conn_fail_by_libpq(struct pg_conn *conn)
 {
     struct err err;
 
@@ -88,10 +89,19 @@ static void fail_by_libpq(struct pg_conn *conn)
     conn_fail(conn, &err);
 }
 
+void conn_free(struct pg_conn *conn)
+{
+    CHECK(conn->state == CONN_DEAD);
+    list_remove(&conn->link);
+    if (conn->building)
+        request_free(conn->building);
+    stmts_fini(&conn->stmts);
+    free(conn);
+}
+
 /* --- sending -------------------------------------------------------------- */
 
-/* Keep the writer on while libpq has bytes it could not send. */
-static void flush(struct pg_conn *conn)
+void conn_flush(struct pg_conn *conn)
 {
     int rc = PQflush(conn->pq);
 
@@ -153,7 +163,7 @@ static bool send_request(struct pg_conn *conn, struct pg_request *req)
 
 /* A request that cannot even be sent means that the connection is gone; its
  * callback waits for the kick, for this may be inside the asking call. */
-static void start_next(struct pg_conn *conn)
+void conn_start_next(struct pg_conn *conn)
 {
     struct pg_request *req;
 
@@ -166,7 +176,7 @@ static void start_next(struct pg_conn *conn)
     if (!send_request(conn, req))
         conn->broken = true;
     else
-        flush(conn);
+        conn_flush(conn);
     if (conn->broken)
         pool_kick(conn->pool);
 }
@@ -177,7 +187,7 @@ void conn_enqueue(struct pg_conn *conn, struct pg_request *req)
     if (conn->state == CONN_DEAD)
         pool_kick(conn->pool);
     else if (conn->state == CONN_UP || conn->state == CONN_SETUP)
-        start_next(conn);
+        conn_start_next(conn);
 }
 
 bool conn_is_free(const struct pg_conn *conn)
@@ -185,456 +195,6 @@ bool conn_is_free(const struct pg_conn *conn)
     return conn->state == CONN_UP && !conn->pinned && !conn->current &&
            !conn->broken && !conn->cancelled && !conn->listener &&
            list_is_empty(&conn->queue);
-}
-
-/* Hand the next piece to libpq; its buffer takes what the socket does not. */
-static bool feed_copy(struct pg_conn *conn, struct pg_request *req)
-{
-    while (req->copy_sent < req->copy_len) {
-        size_t left = req->copy_len - req->copy_sent;
-        int piece = left < COPY_PIECE ? (int)left : COPY_PIECE;
-        int rc = PQputCopyData(conn->pq, req->copy + req->copy_sent, piece);
-
-        if (rc < 0)
-            return false;
-        if (rc == 0)
-            break;
-        req->copy_sent += (size_t)piece;
-        if (PQflush(conn->pq) == 1)
-            break;
-    }
-    return true;
-}
-
-/* --- reading -------------------------------------------------------------- */
-
-/* Between two transactions of a connection nobody owns: forget old plans, and
- * never hand on a transaction that somebody left open. */
-static bool housekeeping(struct pg_conn *conn)
-{
-    struct pg_request *req;
-    char *sql = NULL;
-
-    if (conn->pinned || conn->listener || !list_is_empty(&conn->queue))
-        return false;
-    if (PQtransactionStatus(conn->pq) != PQTRANS_IDLE)
-        sql = xstrdup("ROLLBACK");
-    else if (conn->stmts.nstale > 0)
-        sql = stmts_stale_sql(&conn->stmts);
-    if (!sql)
-        return false;
-    req = request_new(conn->pool, REQUEST_SCRIPT);
-    request_add(req, sql, 0, NULL, NULL, NULL);
-    free(sql);
-    conn_enqueue(conn, req);
-    return true;
-}
-
-/* A cancel may still be under way and would hit whoever comes next. */
-static void retire(struct pg_conn *conn)
-{
-    struct err err;
-
-    err_code(&err, ERR_RETRIABLE, "57014", "statement cancelled");
-    conn_fail(conn, &err);
-}
-
-static void on_ready(struct pg_conn *conn)
-{
-    if (conn->cancelled && !conn->pinned) {
-        retire(conn);
-        return;
-    }
-    if (conn->state == CONN_SETUP)
-        set_state(conn, CONN_UP);
-    start_next(conn);
-    if (!conn->current && conn->state == CONN_UP && !housekeeping(conn))
-        pool_on_free(conn->pool, conn);
-}
-
-static bool setup_failed(struct pg_conn *conn, const struct pg_request *req)
-{
-    struct err err;
-
-    if (conn->state != CONN_SETUP || !req->ops[0].failed)
-        return false;
-    err = req->ops[0].err;
-    err_wrap(&err, "session settings");
-    conn_fail(conn, &err);
-    return true;
-}
-
-static void request_done(struct pg_conn *conn)
-{
-    struct pg_request *req = conn->current;
-
-    if (setup_failed(conn, req))
-        return;
-    conn->current = NULL;
-    if (conn->pinned)
-        start_next(conn);
-    request_finish(req, NULL);
-    if (conn->state != CONN_DEAD && !conn->current)
-        on_ready(conn);
-}
-
-static void op_fail(struct pg_conn *conn, struct op *op, PGresult *res)
-{
-    op->failed = true;
-    op->res = result_new(res);
-    result_error(res, conn->pq, &op->err);
-    if (!op->stmt)
-        return;
-    if (op->preparing)
-        stmts_drop(&conn->stmts, op->stmt, false);
-    else if (strcmp(op->err.code, "0A000") == 0 ||
-             strcmp(op->err.code, "26000") == 0) {
-        /* A table changed under the plan: the next try makes a new one. */
-        stmts_drop(&conn->stmts, op->stmt, op->err.code[0] == '0');
-        op->err.kind = ERR_RETRIABLE;
-    }
-}
-
-/* A plan never made because something before it failed is not there. */
-static void op_skipped(struct pg_conn *conn, struct op *op)
-{
-    if (op->preparing)
-        stmts_drop(&conn->stmts, op->stmt, false);
-}
-
-static bool is_copy(ExecStatusType status)
-{
-    return status == PGRES_COPY_IN || status == PGRES_COPY_OUT ||
-           status == PGRES_COPY_BOTH;
-}
-
-/* COPY where it was not announced would leave the protocol in a state from
- * which only a new connection helps. */
-static void refuse_copy(struct pg_conn *conn)
-{
-    struct err err;
-
-    err_code(&err, ERR_PERMANENT, "0A000",
-             "COPY is not possible as a plain statement");
-    conn_fail(conn, &err);
-}
-
-static void keep_result(struct pg_conn *conn, struct op *op, PGresult *res)
-{
-    ExecStatusType status = PQresultStatus(res);
-
-    if (status == PGRES_PIPELINE_ABORTED)
-        op_skipped(conn, op);
-    if (status == PGRES_PIPELINE_ABORTED || op->failed ||
-        (op->preparing && status == PGRES_COMMAND_OK)) {
-        PQclear(res);
-        return;
-    }
-    if (status == PGRES_FATAL_ERROR || status == PGRES_BAD_RESPONSE) {
-        op_fail(conn, op, res);
-        return;
-    }
-    pg_result_unref(op->res); /* of a script the last one counts */
-    op->res = result_new(res);
-}
-
-/* Returns false when the request is over or the connection is. */
-static bool pipeline_step(struct pg_conn *conn, PGresult *res)
-{
-    struct pg_request *req = conn->current;
-    struct op *op = &req->ops[req->at < req->nops ? req->at : req->nops - 1];
-
-    if (!res) {
-        if (op->preparing)
-            op->preparing = false;
-        else
-            req->at++;
-        return true;
-    }
-    if (PQresultStatus(res) == PGRES_PIPELINE_SYNC) {
-        PQclear(res);
-        request_done(conn);
-        return false;
-    }
-    if (is_copy(PQresultStatus(res))) {
-        PQclear(res);
-        refuse_copy(conn);
-        return false;
-    }
-    keep_result(conn, op, res);
-    return true;
-}
-
-static bool copy_step(struct pg_conn *conn, struct pg_request *req)
-{
-    if (!feed_copy(conn, req))
-        return false;
-    if (req->copy_sent == req->copy_len && !req->copy_ended) {
-        int rc = PQputCopyEnd(conn->pq, NULL);
-
-        if (rc < 0)
-            return false;
-        req->copy_ended = rc == 1;
-    }
-    flush(conn);
-    return true;
-}
-
-static bool script_step(struct pg_conn *conn, PGresult *res)
-{
-    struct pg_request *req = conn->current;
-
-    if (!res) {
-        request_done(conn);
-        return false;
-    }
-    if (!is_copy(PQresultStatus(res))) {
-        keep_result(conn, &req->ops[0], res);
-        return true;
-    }
-    if (req->kind != REQUEST_COPY || PQresultStatus(res) != PGRES_COPY_IN) {
-        PQclear(res);
-        refuse_copy(conn);
-        return false;
-    }
-    PQclear(res);
-    if (!copy_step(conn, req)) {
-        fail_by_libpq(conn);
-        return false;
-    }
-    return req->copy_ended;
-}
-
-static bool step(struct pg_conn *conn, PGresult *res)
-{
-    if (conn->current->kind == REQUEST_PIPELINE)
-        return pipeline_step(conn, res);
-    return script_step(conn, res);
-}
-
-static void tell_notifications(struct pg_conn *conn)
-{
-    PGnotify *note;
-
-    while (conn->state != CONN_DEAD && (note = PQnotifies(conn->pq))) {
-        if (conn->listener)
-            conn->listener->cb(conn->listener->arg, note->relname, note->extra);
-        PQfreemem(note);
-    }
-}
-
-static bool copy_is_feeding(const struct pg_conn *conn)
-{
-    const struct pg_request *req = conn->current;
-
-    return req && req->kind == REQUEST_COPY && req->copy_sent > 0 &&
-           !req->copy_ended;
-}
-
-static void take_results(struct pg_conn *conn)
-{
-    while (conn->state != CONN_DEAD && conn->current &&
-           !copy_is_feeding(conn) && !PQisBusy(conn->pq))
-        if (!step(conn, PQgetResult(conn->pq)))
-            break;
-    if (conn->state != CONN_DEAD && PQstatus(conn->pq) == CONNECTION_BAD)
-        fail_by_libpq(conn);
-}
-
-static void read_results(struct pg_conn *conn)
-{
-    if (!PQconsumeInput(conn->pq)) {
-        fail_by_libpq(conn);
-        return;
-    }
-    tell_notifications(conn);
-    if (conn->state != CONN_DEAD)
-        take_results(conn);
-}
-
-/* While rows are fed the answer may have come already: an error does not wait
- * for their end, and no readable event would follow. */
-static void write_more(struct pg_conn *conn)
-{
-    bool feeding = copy_is_feeding(conn);
-
-    if (feeding && !copy_step(conn, conn->current)) {
-        fail_by_libpq(conn);
-        return;
-    }
-    flush(conn);
-    if (conn->broken)
-        fail_by_libpq(conn);
-    else if (feeding)
-        take_results(conn);
-}
-
-/* --- connecting ----------------------------------------------------------- */
-
-/* Session settings and LISTEN are one script, and the connection is up when it
- * has run. An empty one is run too: it proves that the server answers. */
-static void set_up(struct pg_conn *conn)
-{
-    const char *sql = conn->pool->opts.session_sql;
-    struct pg_request *req = request_new(conn->pool, REQUEST_SCRIPT);
-    char *script =
-        xasprintf("%s;%s%s", sql ? sql : "", conn->listener ? "LISTEN " : "",
-                  conn->listener ? conn->listener->channel : "");
-
-    PQsetnonblocking(conn->pq, 1);
-    conn->state = CONN_SETUP;
-    request_add(req, script, 0, NULL, NULL, NULL);
-    free(script);
-    list_insert(conn->queue.next, &req->link);
-    start_next(conn);
-}
-
-static void watch_socket(struct pg_conn *conn, bool want_write)
-{
-    int fd = PQsocket(conn->pq);
-
-    ev_io_stop(conn->pool->loop, &conn->reader);
-    ev_io_stop(conn->pool->loop, &conn->writer);
-    ev_io_set(&conn->reader, fd, EV_READ);
-    ev_io_set(&conn->writer, fd, EV_WRITE);
-    ev_io_start(conn->pool->loop, want_write ? &conn->writer : &conn->reader);
-}
-
-/* libpq may move to another socket between two polls (several addresses, or
- * TLS refused), so the watchers are set anew each time. */
-static void poll_connect(struct pg_conn *conn)
-{
-    switch (PQconnectPoll(conn->pq)) {
-    case PGRES_POLLING_READING: watch_socket(conn, false); return;
-    case PGRES_POLLING_WRITING: watch_socket(conn, true); return;
-    case PGRES_POLLING_OK:
-        watch_socket(conn, false);
-        set_up(conn);
-        return;
-    case PGRES_POLLING_ACTIVE:
-    case PGRES_POLLING_FAILED: fail_by_libpq(conn); return;
-    }
-    UNREACHABLE();
-}
-
-static void on_notice(void *arg, const char *text)
-{
-    const struct pg_conn *conn = arg;
-
-    log_debug("notice", "db=%s text=" LOG_Q, conn->pool->opts.name, text);
-}
-
-/* What stands before dbname the url may override; what stands after it wins. */
-static void connect_to(struct pg_conn *conn, const struct addresses *at)
-{
-    const struct pg_pool_options *opts = &conn->pool->opts;
-    const char *const keys[] = {"application_name",
-                                "keepalives_idle",
-                                "keepalives_interval",
-                                "tcp_user_timeout",
-                                "client_encoding",
-                                "dbname",
-                                at->host ? "host" : NULL,
-                                "hostaddr",
-                                "port",
-                                NULL};
-    const char *const values[] = {opts->application_name,
-                                  "30",
-                                  "10",
-                                  "30000",
-                                  "UTF8",
-                                  opts->url,
-                                  at->host,
-                                  at->hostaddr,
-                                  at->port,
-                                  NULL};
-
-    conn->pq = PQconnectStartParams(keys, values, 1);
-    CHECK(conn->pq);
-    if (PQstatus(conn->pq) == CONNECTION_BAD) {
-        fail_by_libpq(conn);
-        return;
-    }
-    PQsetNoticeProcessor(conn->pq, on_notice, conn);
-    conn->state = CONN_CONNECTING;
-    watch_socket(conn, true);
-}
-
-static void on_resolved(void *arg, struct addresses *found,
-                        const struct err *err)
-{
-    struct pg_conn *conn = arg;
-
-    conn->resolver = NULL;
-    if (err)
-        conn_fail(conn, err);
-    else
-        connect_to(conn, found);
-}
-
-static void on_deadline(struct ev_loop *loop, ev_timer *w, int revents)
-{
-    struct pg_conn *conn = w->data;
-    struct err err;
-
-    (void)loop;
-    (void)revents;
-    if (conn->state == CONN_UP)
-        return;
-    err_code(&err, ERR_RETRIABLE, "08001", "no connection within %lld ms",
-             (long long)conn->pool->opts.connect_timeout_ms);
-    conn_fail(conn, &err);
-}
-
-static void on_io(struct ev_loop *loop, ev_io *w, int revents)
-{
-    struct pg_conn *conn = w->data;
-
-    (void)loop;
-    if (conn->state == CONN_CONNECTING) {
-        poll_connect(conn);
-        return;
-    }
-    if (revents & EV_WRITE)
-        write_more(conn);
-    if (conn->state != CONN_DEAD && (revents & EV_READ))
-        read_results(conn);
-}
-
-struct pg_conn *conn_start(struct pg_pool *pool, struct listener *listener)
-{
-    struct pg_conn *conn = xcalloc(1, sizeof(*conn));
-    double limit = (double)pool->opts.connect_timeout_ms / 1000;
-
-    conn->pool = pool;
-    conn->listener = listener;
-    if (listener)
-        listener->conn = conn;
-    list_init(&conn->queue);
-    stmts_init(&conn->stmts);
-    list_append(&pool->conns, &conn->link);
-    ev_init(&conn->reader, on_io);
-    ev_init(&conn->writer, on_io);
-    ev_timer_init(&conn->deadline, on_deadline, limit, 0);
-    conn->reader.data = conn->writer.data = conn->deadline.data = conn;
-    ev_timer_start(pool->loop, &conn->deadline);
-    conn->state = CONN_RESOLVING;
-    if (resolver_is_needed(pool->opts.url))
-        conn->resolver =
-            resolver_start(pool->loop, pool->opts.url, on_resolved, conn);
-    if (!conn->resolver)
-        connect_to(conn, &(struct addresses){0});
-    return conn;
-}
-
-void conn_free(struct pg_conn *conn)
-{
-    CHECK(conn->state == CONN_DEAD);
-    list_remove(&conn->link);
-    if (conn->building)
-        request_free(conn->building);
-    stmts_fini(&conn->stmts);
-    free(conn);
 }
 
 /* --- for whoever pinned it ------------------------------------------------ */

@@ -176,6 +176,17 @@ bool conn_is_free(const struct pg_conn *conn); /* for a request of the pool */
 
 /* The connection is of no more use: tell every request, hand it to the pool. */
 void conn_fail(struct pg_conn *conn, const struct err *err);
+void conn_fail_by_libpq(struct pg_conn *conn); /* for the reason libpq gives */
+
+void conn_set_state(struct pg_conn *conn, enum conn_state state);
+/* Send the first that waits, unless one is under way. */
+void conn_start_next(struct pg_conn *conn);
+/* Keep the writer on while libpq has bytes it could not send. */
+void conn_flush(struct pg_conn *conn);
+
+/* pg_answer.c: the socket can be read, or written. */
+void conn_read_results(struct pg_conn *conn);
+void conn_write_more(struct pg_conn *conn);
 
 /* --- the pool, as its connections see it ---------------------------------- */
 
