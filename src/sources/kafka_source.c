@@ -14,6 +14,7 @@
 #include "core/partition.h"
 #include "kafka/consumer.h"
 #include "sources/decode.h"
+#include "sources/stopping.h"
 
 #include <ev.h>
 #include <stdlib.h>
@@ -52,9 +53,7 @@ struct kafka_source {
     ev_timer commit_soon, farewell;
     unsigned commits; /* under way */
 
-    bool is_stopping;
-    void (*stopped)(void *arg);
-    void *stopped_arg;
+    struct stopping stopping;
 };
 
 static struct place *place_of(const struct partition *p)
@@ -309,10 +308,8 @@ static void give_back(struct kafka_source *s)
     }
     free(places);
     s->is_leaving = false;
-    if (s->is_stopping) {
-        if (s->stopped)
-            s->stopped(s->stopped_arg);
-        s->stopped = NULL;
+    if (s->stopping.is_asked) {
+        stopping_tell(&s->stopping);
         return; /* leaving the group gives the parts back */
     }
     kafka_consumer_unassign(s->consumer);
@@ -524,9 +521,7 @@ fail:
 void kafka_source_stop(struct kafka_source *s, void (*done)(void *arg),
                        void *arg)
 {
-    s->is_stopping = true;
-    s->stopped = done;
-    s->stopped_arg = arg;
+    stopping_ask(&s->stopping, done, arg);
     if (!s->is_leaving)
         close_all(s, false);
 }

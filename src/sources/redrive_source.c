@@ -7,6 +7,7 @@
 #include "base/mem.h"
 #include "core/partition.h"
 #include "pg/pg.h"
+#include "sources/stopping.h"
 #include "stores/tries.h"
 
 #include <ev.h>
@@ -39,11 +40,10 @@ struct redrive_source {
     struct tries tries;
     struct list letters;
     size_t open;
-    bool is_started, is_paused, is_stopping;
+    bool is_started, is_paused;
     struct pg_request *request;
     ev_timer timer;
-    void (*stopped)(void *arg);
-    void *stopped_arg;
+    struct stopping stopping;
 };
 
 static const char read_sql[] =
@@ -158,7 +158,7 @@ static void on_rows(void *arg, const struct pg_result *res,
     s->request = NULL;
     if (err)
         log_warn("cannot read dead letters", "err=" LOG_Q, err->msg);
-    for (int row = 0; row < rows && s->p && !s->is_stopping; row++)
+    for (int row = 0; row < rows && s->p && !s->stopping.is_asked; row++)
         offer_row(s, res, row);
     if (rows > 0)
         log_info("dead letters run again", "count=%d", rows);
@@ -170,7 +170,7 @@ static void look(struct redrive_source *s)
     struct buf ids = {0};
     struct pg_param param;
 
-    if (s->request || !s->is_started || s->is_stopping)
+    if (s->request || !s->is_started || s->stopping.is_asked)
         return;
     if (s->is_paused || s->open >= OPEN_MAX) {
         look_in(s, LOOK_S);
@@ -244,9 +244,7 @@ static void closed(struct partition *p)
     struct redrive_source *s = p->place;
 
     s->p = NULL;
-    if (s->stopped)
-        s->stopped(s->stopped_arg);
-    s->stopped = NULL;
+    stopping_tell(&s->stopping);
 }
 
 static int64_t backlog(UNUSED struct partition *p)
@@ -287,14 +285,11 @@ struct redrive_source *redrive_source_new(struct ev_loop *loop,
 void redrive_source_stop(struct redrive_source *s, void (*done)(void *arg),
                          void *arg)
 {
-    s->is_stopping = true;
-    if (!s->p) {
-        done(arg);
-        return;
-    }
-    s->stopped = done;
-    s->stopped_arg = arg;
-    s->sink.closing(s->sink.ctx, s->p, false);
+    stopping_ask(&s->stopping, done, arg);
+    if (s->p)
+        s->sink.closing(s->sink.ctx, s->p, false);
+    else
+        stopping_tell(&s->stopping);
 }
 
 void redrive_source_wake(struct redrive_source *s)

@@ -1,0 +1,89 @@
+/* What the outbox source's files share; nobody else includes it. */
+#ifndef MT_SOURCES_OUTBOX_PRIV_H
+#define MT_SOURCES_OUTBOX_PRIV_H
+
+#include "core/partition.h"
+#include "pg/pg.h"
+#include "sources/outbox_cursor.h"
+#include "sources/outbox_source.h"
+#include "sources/outbox_sql.h"
+#include "sources/stopping.h"
+
+#include <ev.h>
+
+#define SOON 0.002 /* s: events are flowing */
+
+enum activity {
+    IDLE,
+    CHECKING,
+    ANCHORING,
+    READING,
+    FENCING,
+    NAMING, /* who holds the gap */
+};
+
+struct outbox_source {
+    struct ev_loop *loop;
+    struct source_sink sink;
+    struct pg_pool *pool;
+    struct outbox_sql sql;
+    char *table;
+    int64_t max_bytes;
+    double interval;
+    int batch;
+    bool must_exist;
+
+    struct partition *p; /* NULL until the first check went well */
+    struct outbox_cursor cursor;
+    bool has_started, is_paused, is_starved;
+    int limit; /* rows of the read under way, at most */
+    bool is_absent, is_checked;
+    char *trouble;        /* NULL: none */
+    bool is_back_in_time; /* trouble that only a restart ends */
+    char *system, *timeline;
+
+    enum activity activity;
+    unsigned serial; /* of the start; answers to an older one are dropped */
+    unsigned read_serial;
+    bool asked_gaps;
+    char *snapshot; /* of the last read */
+    bool is_caught_up;
+    int64_t sequence; /* its value when last asked */
+    int64_t anchor;   /* a number that was read, */
+    char *anchor_id;  /* and the event that had it */
+    double delay;
+    int64_t checked_us, fenced_us, named_us, failed_us;
+
+    uint64_t gap_fence;   /* the oldest one, */
+    int64_t gap_since_us; /* and since when it is that */
+    json_t *holder;       /* or NULL */
+
+    ev_timer timer;
+    struct stopping stopping;
+};
+
+/* --- outbox_source.c ------------------------------------------------------------ */
+
+/* The statement under way is answered: the next one in so many seconds. */
+void outbox_step_after(struct outbox_source *s, double seconds);
+/* A statement failed: the connection may be another one now, so look again at
+ * everything before reading on. */
+void outbox_on_failure(struct outbox_source *s, const char *doing,
+                       const struct err *err);
+void outbox_set_trouble(struct outbox_source *s, const char *text);
+/* The first check went well: the partition opens. */
+void outbox_open(struct outbox_source *s);
+
+/* --- one statement each; its answer ends in outbox_step_after() ------------------- */
+
+void outbox_check_table(struct outbox_source *s); /* outbox_check.c */
+void outbox_read(struct outbox_source *s);        /* outbox_read.c */
+/* outbox_gaps.c: a transaction id for gaps that have none; and who keeps the
+ * oldest gap open, when that has lasted. */
+void outbox_draw_fence(struct outbox_source *s);
+bool outbox_wants_holder(const struct outbox_source *s, int64_t now);
+void outbox_ask_holder(struct outbox_source *s, int64_t now);
+/* After every read and fence: since when is the oldest gap the oldest? */
+void outbox_note_gap_age(struct outbox_source *s);
+
+#endif
