@@ -1,0 +1,47 @@
+/*
+ * What the intake's files share; nobody else includes it.
+ *
+ *   intake_open.c   positions are taken, cursors opened, reading begins
+ *   intake_save.c   what moved is written down, then the source may commit
+ *   intake.c        the sources, what they say, and closing
+ *   intake_show.c   status and metrics
+ */
+#ifndef MT_HOST_INTAKE_PRIV_H
+#define MT_HOST_INTAKE_PRIV_H
+
+#include "host/host_priv.h"
+
+struct intake {
+    struct host *host;
+    struct source_sink sink;
+    struct kafka_source *kafka;
+    struct outbox_source *outbox;
+    struct redrive_source *redrive;
+    unsigned stopping; /* sources that are not stopped yet */
+    bool is_stopping, is_saving, has_quiet;
+    int64_t next_save_us;
+};
+
+/* --- intake_open.c ---------------------------------------------------------------- */
+
+/* source_sink.opened */
+struct partition *intake_opened(void *ctx, const struct source_ops *ops,
+                                void *source, const char *topic, int32_t number,
+                                const char *name, const char *source_id);
+/* All answers are there: read; or, when it was taken away meanwhile, close. */
+void intake_start_if_ready(struct intake *in, struct partition *p);
+
+/* --- intake_save.c ---------------------------------------------------------------- */
+
+/* What moved since the last time; nothing while that is still under way. */
+void intake_save_all(struct intake *in);
+/* The last save of a closing partition, with its commit; true: under way, and
+ * intake_finish_closing() comes again. */
+bool intake_save_last(struct intake *in, struct partition *p);
+
+/* --- intake.c --------------------------------------------------------------------- */
+
+/* Quiet and nothing under way: save once more, then give it back. */
+void intake_finish_closing(struct intake *in, struct partition *p);
+
+#endif

@@ -1,0 +1,179 @@
+/* Writing down how far each handler got. */
+#include "base/hash.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "host/intake_priv.h"
+#include "stores/positions.h"
+
+#include <stdlib.h>
+
+static const char component[] = "intake";
+
+struct saved_item {
+    struct partition *p;
+    struct handler *handler;
+    int64_t next;
+    uint64_t hash;
+};
+
+struct saving {
+    struct intake *intake;
+    struct position_save *save;
+    struct saved_item *items;
+    size_t n, cap;
+    bool is_last; /* of a closing partition */
+};
+
+static uint64_t gaps_hash(const struct ranges *gaps)
+{
+    return gaps->len ? hash_bytes(gaps->at, gaps->len * sizeof(*gaps->at)) : 0;
+}
+
+static void add_item(struct saving *s, struct partition *p, struct handler *h)
+{
+    struct cursor *c = &p->cursors[h->index];
+    struct position at;
+    uint64_t hash;
+
+    if (!pipeline_position(p, h, &at))
+        return;
+    hash = gaps_hash(&at.gaps);
+    if (at.next == c->saved_next && hash == c->saved_hash) {
+        ranges_fini(&at.gaps);
+        return;
+    }
+    if (s->n == s->cap) {
+        s->cap = s->cap ? 2 * s->cap : 16;
+        s->save = xrealloc(s->save, s->cap * sizeof(*s->save));
+        s->items = xrealloc(s->items, s->cap * sizeof(*s->items));
+    }
+    s->items[s->n] = (struct saved_item){p, h, at.next, hash};
+    s->save[s->n++] = (struct position_save){
+        .key = {h->name, p->ops->kind, p->name, p->source_id},
+        .at = at,
+        .epoch = c->epoch,
+        .last_event_id = c->last_event_id[0] ? c->last_event_id : NULL,
+        .last_event_us = c->last_event_us,
+    };
+}
+
+static void add_partition(void *arg, struct partition *p)
+{
+    struct saving *s = arg;
+    struct handler *const *handlers;
+    size_t n = pipeline_handlers(p->pipeline, &handlers);
+
+    if (p->ops->kind == SOURCE_REDRIVE || p->state == PARTITION_OPENING ||
+        p->is_lost || (p->is_closing && !s->is_last))
+        return;
+    for (size_t i = 1; i < n; i++)
+        add_item(s, p, handlers[i]);
+}
+
+static void commit(struct partition *p)
+{
+    struct position at = {0};
+
+    if (p->is_lost || !p->ops->commit || !pipeline_watermark(p, &at.next) ||
+        at.next == p->committed)
+        return;
+    p->committed = at.next;
+    p->ops->commit(p, &at);
+}
+
+static void saving_free(struct saving *s)
+{
+    free(s->save);
+    free(s->items);
+    free(s);
+}
+
+static void note_saved(struct saved_item *item)
+{
+    struct cursor *c = &item->p->cursors[item->handler->index];
+
+    c->saved_next = item->next;
+    c->saved_hash = item->hash;
+}
+
+/* Items of one partition stand together: once for each. */
+static void go_on_closing(struct saving *s)
+{
+    for (size_t i = 0; i < s->n; i++) {
+        struct partition *p = s->items[i].p;
+
+        if (p->is_closing && (i + 1 == s->n || s->items[i + 1].p != p))
+            intake_finish_closing(s->intake, p);
+    }
+}
+
+static void on_saved(void *arg, size_t n_fenced, const size_t *fenced,
+                     const struct err *err)
+{
+    struct saving *s = arg;
+
+    if (err)
+        log_error("positions not saved", "err=" LOG_Q, err->msg);
+    for (size_t i = 0; i < s->n; i++) {
+        s->items[i].p->busy--;
+        if (!err)
+            note_saved(&s->items[i]);
+    }
+    for (size_t i = 0; i < n_fenced; i++)
+        intake_fenced(s->intake->host, s->items[fenced[i]].p);
+    if (s->is_last)
+        s->items[0].p->is_saved = true; /* all are of that partition */
+    else
+        s->intake->is_saving = false;
+    for (size_t i = 0; !err && i < s->n; i++)
+        if (s->is_last || !s->items[i].p->is_closing)
+            commit(s->items[i].p);
+    go_on_closing(s);
+    saving_free(s);
+}
+
+/* Sends it off; false when there is nothing to save. */
+static bool saving_send(struct saving *s)
+{
+    struct positions *store = s->intake->host->positions;
+    struct position_save *save = s->save;
+    size_t n = s->n;
+
+    if (n == 0) {
+        saving_free(s);
+        return false;
+    }
+    for (size_t i = 0; i < n; i++)
+        s->items[i].p->busy++;
+    store->ops->save(store, n, save, on_saved, s);
+    for (size_t i = 0; i < n; i++)
+        ranges_fini(&save[i].at.gaps);
+    return true;
+}
+
+void intake_save_all(struct intake *in)
+{
+    struct saving *s;
+
+    if (in->is_saving)
+        return;
+    s = xcalloc(1, sizeof(*s));
+    s->intake = in;
+    pipeline_each(in->host->pipeline, add_partition, s);
+    in->is_saving = true;
+    if (!saving_send(s))
+        in->is_saving = false;
+}
+
+bool intake_save_last(struct intake *in, struct partition *p)
+{
+    struct saving *s = xcalloc(1, sizeof(*s));
+
+    s->intake = in;
+    s->is_last = true;
+    add_partition(s, p);
+    if (saving_send(s))
+        return true;
+    commit(p);
+    return false;
+}

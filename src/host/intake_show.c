@@ -1,0 +1,103 @@
+/* The sources and partitions as JSON, and their metrics. */
+#include "base/clock.h"
+#include "host/intake_priv.h"
+#include "sources/kafka_source.h"
+#include "sources/outbox_source.h"
+
+static void add_positions(json_t *json, const struct partition *p)
+{
+    struct handler *const *handlers;
+    size_t n = pipeline_handlers(p->pipeline, &handlers);
+    json_t *positions = json_object();
+
+    for (size_t i = 1; i < n; i++) {
+        struct position at;
+
+        if (!pipeline_position(p, handlers[i], &at))
+            continue;
+        json_object_set_new(positions, handlers[i]->name,
+                            json_integer(at.next));
+        ranges_fini(&at.gaps);
+    }
+    json_object_set_new(json, "positions", positions);
+}
+
+static void add_json(void *arg, struct partition *p)
+{
+    static const char *const states[] = {"opening", "running", "quieting",
+                                         "closed"};
+    bool is_known = p->next != POSITION_EARLIEST && p->next != POSITION_LATEST;
+    json_t *json = json_pack("{s:s, s:s, s:s, s:o, s:i, s:b}", "source",
+                             source_kind_name(p->ops->kind), "partition",
+                             p->name, "state", states[p->state], "next",
+                             is_known ? json_integer(p->next) : json_null(),
+                             "window", (int)p->events, "paused", p->is_paused);
+
+    if (p->trouble)
+        json_object_set_new(json, "trouble", json_string(p->trouble));
+    if (p->ops->backlog && p->ops->backlog(p) >= 0)
+        json_object_set_new(json, "backlog", json_integer(p->ops->backlog(p)));
+    add_positions(json, p);
+    json_array_append_new(arg, json);
+}
+
+json_t *intake_json(const struct intake *in)
+{
+    json_t *json = json_object(), *partitions = json_array();
+
+    if (in->kafka)
+        json_object_set_new(json, "kafka", kafka_source_json(in->kafka));
+    if (in->outbox)
+        json_object_set_new(json, "outbox", outbox_source_json(in->outbox));
+    pipeline_each(in->host->pipeline, add_json, partitions);
+    json_object_set_new(json, "partitions", partitions);
+    return json;
+}
+
+/* How long the oldest event of a handler has been waiting, in seconds. */
+static double lag_of(const struct partition *p, const struct handler *h,
+                     int64_t wall_us)
+{
+    const struct cursor *c = &p->cursors[h->index];
+    const struct delivery *oldest = pipeline_oldest(p, h);
+    int64_t since = c->behind_since_us;
+
+    if (oldest && oldest->event->occurred_us &&
+        (!since || oldest->event->occurred_us < since))
+        since = oldest->event->occurred_us;
+    return since && since < wall_us ? (double)(wall_us - since) / 1e6 : 0;
+}
+
+static void collect(void *arg, struct partition *p)
+{
+    struct host *h = arg;
+    struct handler *const *handlers;
+    size_t n = pipeline_handlers(h->pipeline, &handlers);
+    const char *source = source_kind_name(p->ops->kind);
+    int64_t backlog = p->ops->backlog ? p->ops->backlog(p) : 0;
+    int64_t wall_us = clock_wall_us();
+
+    series_add(metrics_get(h->metrics, M_WINDOW_EVENTS, source), p->events);
+    series_set(metrics_get(h->metrics, M_SOURCE_LAG, source, p->name),
+               (double)((backlog > 0 ? backlog : 0) + p->events));
+    for (size_t i = 1; i < n; i++) {
+        struct series *s =
+            metrics_get(h->metrics, M_HANDLER_LAG, handlers[i]->name);
+        double lag = lag_of(p, handlers[i], wall_us);
+
+        if (lag > series_value(s))
+            series_set(s, lag);
+    }
+}
+
+void intake_collect(struct intake *in)
+{
+    struct metrics *m = in->host->metrics;
+
+    metrics_zero(m, M_WINDOW_EVENTS);
+    metrics_zero(m, M_SOURCE_LAG);
+    metrics_zero(m, M_HANDLER_LAG);
+    pipeline_each(in->host->pipeline, collect, in->host);
+    series_set(metrics_get(m, M_OUTBOX_GAP_AGE),
+               in->outbox ? outbox_source_gap_age(in->outbox) : 0);
+}
