@@ -1,6 +1,6 @@
 /*
  * The host's parts and what they share. host.c wires them; each part is one
- * file: supervisor (workers), catalogue (handler versions), intake (sources
+ * file, or a few that share a *_priv.h: supervisor (workers), catalogue (handler versions), intake (sources
  * and positions), switches (flags), outcome (dead letters and skips), publish,
  * collect (metrics) and api (HTTP). One thread, one loop.
  */
