@@ -481,7 +481,7 @@ static void switch_over(struct entry *e)
         version_free(old);
     }
     series_set(metrics_get(h->metrics, M_HANDLER_INFO, e->name, v->hash), 1);
-    if (switches_holds(h, e->name, NULL))
+    if (switches_holds(h, e->name, NULL, 0))
         pipeline_detach(h->pipeline, e->handler, false);
     else if (was_gone)
         pipeline_attach(h->pipeline, e->handler);
@@ -626,14 +626,12 @@ static json_t *entry_json(const struct entry *e)
 {
     const struct host *h = e->catalogue->host;
     const struct version *v = e->running;
-    const char *why = NULL;
-    char since[RFC3339_SIZE];
+    char why[160], since[RFC3339_SIZE];
     json_t *json =
         json_pack("{s:s, s:s, s:s, s:i}", "name", e->name, "state", state_of(e),
                   "file", e->path, "inflight", (int)e->handler->inflight);
 
-    switches_holds(h, e->name, &why);
-    if (why)
+    if (switches_holds(h, e->name, why, sizeof(why)))
         json_object_set_new(json, "heldBy", json_string(why));
     if (e->error)
         json_object_set_new(json, "refused", json_string(e->error));

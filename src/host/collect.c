@@ -4,16 +4,23 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/mem.h"
 #include "pg/pg.h"
 #include "stores/deadletters.h"
 
 #include <dirent.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 static const char component[] = "metrics";
+
+struct collect {
+    /* Of each worker's process, as it last told: handler → bytes. */
+    json_t *memory[PIPELINE_WORKERS_MAX];
+};
 
 static void collect_process(struct host *h)
 {
@@ -98,10 +105,21 @@ static void collect(void *arg)
 
 void collect_start(struct host *h)
 {
+    h->collect = xcalloc(1, sizeof(*h->collect));
+    for (int i = 0; i < PIPELINE_WORKERS_MAX; i++)
+        h->collect->memory[i] = json_object();
     series_set(metrics_get(h->metrics, M_BUILD_INFO, MT_VERSION), 1);
     series_set(metrics_get(h->metrics, M_PROCESS_START),
                (double)h->started_us / 1e6);
     metrics_on_render(h->metrics, collect, h);
+}
+
+void collect_end(struct host *h)
+{
+    for (int i = 0; h->collect && i < PIPELINE_WORKERS_MAX; i++)
+        json_decref(h->collect->memory[i]);
+    free(h->collect);
+    h->collect = NULL;
 }
 
 /* --- from workers ------------------------------------------------------------------ */
@@ -137,28 +155,37 @@ static void add_stored(struct host *h, const json_t *rows)
                        (unsigned)json_integer_value(json_array_get(row, 1)));
 }
 
+static void add_memory(struct host *h, const char *name, double bytes)
+{
+    series_add(metrics_get(h->metrics, M_HANDLER_MEMORY, name), bytes);
+}
+
 /* Each worker tells its own part; a handler's memory is the sum of them. */
 static void set_memory(struct host *h, unsigned worker, const json_t *rows)
 {
-    static double seen[PIPELINE_WORKERS_MAX][256];
-    json_t *row;
+    json_t *told = h->collect->memory[worker], *row;
     size_t i;
 
     json_array_foreach(rows, i, row) {
         const char *name = json_string_value(json_array_get(row, 0));
         double bytes = json_number_value(json_array_get(row, 1));
-        struct handler *handler;
-        struct series *s;
+        const json_t *before = name ? json_object_get(told, name) : NULL;
 
-        if (!name || !catalogue_knows(h->catalogue, name))
+        if (!name || (!before && !catalogue_knows(h->catalogue, name)))
             continue;
-        handler = pipeline_handler(h->pipeline, name);
-        if (handler->index >= 256)
-            continue;
-        s = metrics_get(h->metrics, M_HANDLER_MEMORY, name);
-        series_add(s, bytes - seen[worker][handler->index]);
-        seen[worker][handler->index] = bytes;
+        add_memory(h, name, bytes - json_number_value(before));
+        json_object_set_new(told, name, json_real(bytes));
     }
+}
+
+void collect_worker_gone(struct host *h, unsigned worker)
+{
+    json_t *told = h->collect->memory[worker], *bytes;
+    const char *name;
+
+    json_object_foreach(told, name, bytes)
+        add_memory(h, name, -json_number_value(bytes));
+    json_object_clear(told);
 }
 
 static void add_values(struct series *s, enum metric_kind kind,

@@ -295,7 +295,7 @@ static void on_kafka_state(void *arg, bool connected)
     h->kafka_is_connected = connected;
 }
 
-static bool open_embedded(struct host *h, char *incarnation, struct err *err)
+static bool open_embedded(struct host *h, struct err *err)
 {
     json_t *topic;
     size_t i;
@@ -303,7 +303,8 @@ static bool open_embedded(struct host *h, char *incarnation, struct err *err)
     h->embedded = kafka_embedded_new(err);
     if (!h->embedded)
         return false;
-    snprintf(incarnation, 17, "%016llx", (unsigned long long)random_u64());
+    snprintf(h->incarnation, sizeof(h->incarnation), "%016llx",
+             (unsigned long long)random_u64());
     json_array_foreach(h->settings.kafka_topics, i, topic) {
         const char *name = json_string_value(topic);
 
@@ -316,12 +317,10 @@ static bool open_embedded(struct host *h, char *incarnation, struct err *err)
 
 static bool open_kafka(struct host *h, struct err *err)
 {
-    static char incarnation[17];
-
     if (!*h->settings.kafka_brokers)
         return true;
     if (strcmp(h->settings.kafka_brokers, "embedded") == 0 &&
-        !open_embedded(h, incarnation, err))
+        !open_embedded(h, err))
         return false;
     h->kafka = xcalloc(1, sizeof(*h->kafka));
     *h->kafka = (struct kafka_settings){
@@ -329,7 +328,7 @@ static bool open_kafka(struct host *h, struct err *err)
         .client_id = h->settings.kafka_client_id,
         .group_id = h->settings.kafka_group_id,
         .instance_id = h->settings.kafka_instance_id,
-        .incarnation = incarnation,
+        .incarnation = h->incarnation,
         .topics = h->settings.kafka_topics,
         .rdkafka = h->settings.rdkafka,
         .on_state = on_kafka_state,
@@ -553,6 +552,7 @@ static void tear_down(struct host *h)
     free(h->kafka);
     pg_pool_free(h->db);
     flags_fini(&h->flags);
+    collect_end(h);
     metrics_free(h->metrics);
 }
 

@@ -1,8 +1,9 @@
 /*
  * The host's parts and what they share. host.c wires them; each part is one
- * file, or a few that share a *_priv.h: supervisor (workers), catalogue (handler versions), intake (sources
- * and positions), switches (flags), outcome (dead letters and skips), publish,
- * collect (metrics) and api (HTTP). One thread, one loop.
+ * file, or a few that share a *_priv.h: supervisor (workers), catalogue
+ * (handler versions), intake (sources and positions), switches (flags), outcome
+ * (dead letters and skips), publish, collect (metrics) and api (HTTP). One
+ * thread, one loop.
  */
 #ifndef MT_HOST_HOST_PRIV_H
 #define MT_HOST_HOST_PRIV_H
@@ -18,6 +19,7 @@
 
 struct api;
 struct catalogue;
+struct collect;
 struct deadletters;
 struct delivery_store;
 struct flag_store;
@@ -41,6 +43,7 @@ struct host {
     struct supervisor *supervisor;
     struct catalogue *catalogue;
     struct intake *intake;
+    struct collect *collect;
     struct api *api;
 
     struct pg_pool *db; /* NULL: no PostgreSQL */
@@ -51,6 +54,7 @@ struct host {
     struct kafka_embedded *embedded;
     struct kafka_producer *producer;
     bool kafka_is_connected;
+    char incarnation[17]; /* of the embedded broker; "" else */
 
     struct positions *positions;
     struct deadletters *deadletters;
@@ -59,6 +63,7 @@ struct host {
     struct flags flags;
 
     bool is_draining;
+    bool is_held; /* DOMAIN_EVENTS_ENABLED is off */
     int64_t next_chores_us;
     int exit_code;
     ev_timer tick, drain;
@@ -156,9 +161,10 @@ void intake_collect(struct intake *in);
 
 bool switches_start(struct host *h, struct err *err) MUST_CHECK;
 void switches_apply(struct host *h); /* after any change */
-/* A handler came or changed: held by a flag? */
-bool switches_holds(const struct host *h, const char *handler,
-                    const char **why);
+/* A handler came or changed: held by a flag? `why` says which one; `size` 0:
+ * does not matter. */
+bool switches_holds(const struct host *h, const char *handler, char *why,
+                    size_t size);
 json_t *switches_json(const struct host *h);
 
 typedef void switch_done_fn(void *arg, const struct err *err);
@@ -182,7 +188,10 @@ void publish_call(struct host *h, unsigned worker, uint64_t serial, uint32_t id,
                   struct slice text);
 
 void collect_start(struct host *h);
+void collect_end(struct host *h);
 void collect_worker_news(struct host *h, unsigned worker, struct slice json);
+/* Its process ended: what it used of memory is free. */
+void collect_worker_gone(struct host *h, unsigned worker);
 
 struct api *api_new(struct host *h, struct err *err);
 void api_free(struct api *a);

@@ -256,6 +256,7 @@ static void bury(struct worker *w, int status)
     w->state = WORKER_NONE;
     end_sessions(w);
     tell_pipeline(w, status, reason);
+    collect_worker_gone(h, w->index);
     channel_close(&w->channel);
     worker_drop_queue(w);
     if (was == WORKER_DRAINING || s->is_draining) {

@@ -107,9 +107,9 @@ static bool read_all_flag(struct host *h, struct err *err)
     return true;
 }
 
-bool switches_holds(const struct host *h, const char *handler, const char **why)
+bool switches_holds(const struct host *h, const char *handler, char *why,
+                    size_t size)
 {
-    static char text[160];
     enum flag_origin origin;
     struct flag_value v;
     char name[100];
@@ -118,10 +118,7 @@ bool switches_holds(const struct host *h, const char *handler, const char **why)
     v = flags_get(&h->flags, name, &origin);
     if (v.is_on || v.when_off == OFF_SKIP)
         return false;
-    snprintf(text, sizeof(text), "flag %s (%s)", name,
-             flag_origin_name(origin));
-    if (why)
-        *why = text;
+    snprintf(why, size, "flag %s (%s)", name, flag_origin_name(origin));
     return true;
 }
 
@@ -132,10 +129,9 @@ void switches_apply(struct host *h)
     enum flag_origin origin;
     struct flag_value all = flags_get(&h->flags, FLAG_ALL, &origin);
     bool held = !all.is_on && all.when_off == OFF_HOLD;
-    static int was_held = -1;
 
     for (size_t i = 1; i < n; i++) {
-        bool holds = switches_holds(h, handlers[i]->name, NULL);
+        bool holds = switches_holds(h, handlers[i]->name, NULL, 0);
 
         if (holds && !handlers[i]->is_held) {
             log_info("handler held", "handler=%s", handlers[i]->name);
@@ -148,10 +144,10 @@ void switches_apply(struct host *h)
                 pipeline_attach(h->pipeline, handlers[i]);
         }
     }
-    if (was_held != held && (held || was_held == 1))
+    if (h->is_held != held)
         log_info(held ? "host held" : "host goes on", "by=%s",
                  flag_origin_name(origin));
-    was_held = held;
+    h->is_held = held;
     pipeline_flags(h->pipeline, &h->flags, held);
 }
 
