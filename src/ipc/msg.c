@@ -72,6 +72,17 @@ static bool take(const char **at, size_t *left, size_t len, struct slice *s)
     return true;
 }
 
+/* The fixed part, copied: a worker may still write. `left`: bytes after it. */
+static bool copy_fixed(const struct msg_head *msg, size_t len, void *fixed,
+                       size_t size, size_t *left)
+{
+    if (len < size)
+        return false;
+    memcpy(fixed, msg, size);
+    *left = len - size;
+    return true;
+}
+
 bool read_deliver(const struct msg_head *msg, size_t len,
                   struct delivery_msg *d)
 {
@@ -138,15 +149,12 @@ bool write_verdict(struct ring_writer *w, const struct verdict_msg *v)
 
 bool read_verdict(const struct msg_head *msg, size_t len, struct verdict_msg *v)
 {
-    const struct msg_verdict *shared = (const void *)msg;
-    struct msg_verdict m; /* a copy: the worker may still write */
-    const char *at = shared->bytes;
+    const char *at = ((const struct msg_verdict *)(const void *)msg)->bytes;
+    struct msg_verdict m;
     size_t left;
 
-    if (len < sizeof(m))
+    if (!copy_fixed(msg, len, &m, sizeof(m), &left))
         return false;
-    left = len - sizeof(m);
-    memcpy(&m, shared, sizeof(m));
     if (m.verdict >= VERDICT_COUNT || m.class >= CLASS_COUNT ||
         m.reason_len > REASON_MAX || m.traceback_len > TRACEBACK_MAX ||
         m.code_len > CODE_MAX)
@@ -181,15 +189,12 @@ bool write_text(struct ring_writer *w, enum msg_kind kind, uint32_t id, bool ok,
 bool read_text(const struct msg_head *msg, size_t len, uint32_t *id, bool *ok,
                struct slice *text)
 {
-    const struct msg_text *shared = (const void *)msg;
+    const char *at = ((const struct msg_text *)(const void *)msg)->text;
     struct msg_text m;
-    const char *at = shared->text;
     size_t left;
 
-    if (len < sizeof(m))
+    if (!copy_fixed(msg, len, &m, sizeof(m), &left))
         return false;
-    left = len - sizeof(m);
-    memcpy(&m, shared, sizeof(m));
     *id = m.id;
     *ok = m.ok;
     return take(&at, &left, m.len, text);

@@ -410,6 +410,17 @@ static bool read_ids(struct migrations *ms, struct err *err)
                NULL, ms->ids, sizeof(ms->ids), err);
 }
 
+/* For undoing; `known` false: nothing of ours is there. */
+static bool open_applied(struct migrations *ms,
+                         const struct migrate_options *opts, bool *known,
+                         struct err *err)
+{
+    *known = false;
+    return open_all(ms, opts, false, err) &&
+           is_bootstrapped(ms->db, known, err) &&
+           (!*known || read_ids(ms, err));
+}
+
 /* --- the commands --------------------------------------------------------- */
 
 bool migrate_up(const struct migrate_options *opts, migrate_fn *fn, void *arg,
@@ -426,12 +437,11 @@ bool migrate_down(const struct migrate_options *opts, int count, migrate_fn *fn,
                   void *arg, struct err *err)
 {
     struct migrations ms;
-    bool known = false;
-    bool ok =
-        open_all(&ms, opts, false, err) && is_bootstrapped(ms.db, &known, err);
+    bool known;
+    bool ok = open_applied(&ms, opts, &known, err);
 
     if (ok && known)
-        ok = read_ids(&ms, err) && down_some(&ms, (size_t)count, fn, arg, err);
+        ok = down_some(&ms, (size_t)count, fn, arg, err);
     close_all(&ms);
     return ok;
 }
@@ -471,12 +481,11 @@ bool migrate_uninstall(const struct migrate_options *opts, migrate_fn *fn,
                        void *arg, struct err *err)
 {
     struct migrations ms;
-    bool known = false;
-    bool ok =
-        open_all(&ms, opts, false, err) && is_bootstrapped(ms.db, &known, err);
+    bool known;
+    bool ok = open_applied(&ms, opts, &known, err);
 
     if (ok && known)
-        ok = read_ids(&ms, err) && down_some(&ms, ms.len, fn, arg, err) &&
+        ok = down_some(&ms, ms.len, fn, arg, err) &&
              drop_rest(&ms, opts->schema, err);
     close_all(&ms);
     return ok;
