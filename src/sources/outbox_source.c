@@ -93,6 +93,14 @@ static bool has_room(struct outbox_source *s)
     return room > 0;
 }
 
+static void read_what_fits(struct outbox_source *s)
+{
+    if (has_room(s))
+        outbox_read(s);
+    else
+        step_in(s, 0.2); /* or when wake() says so */
+}
+
 static void step(struct outbox_source *s)
 {
     int64_t now = clock_mono_us();
@@ -108,10 +116,8 @@ static void step(struct outbox_source *s)
         outbox_draw_fence(s);
     } else if (outbox_wants_holder(s, now)) {
         outbox_ask_holder(s, now);
-    } else if (!has_room(s)) {
-        step_in(s, 0.2); /* or when wake() says so */
     } else {
-        outbox_read(s);
+        read_what_fits(s);
     }
 }
 
