@@ -10,7 +10,7 @@
 
 static const char component[] = "intake";
 
-/* A row made before the source knows the real number; see start_from(). */
+/* A row made before the source knows the real number; see stored(). */
 #define STORED_EARLIEST 0
 #define STORED_LATEST   (INT64_MAX - 1)
 

@@ -316,11 +316,7 @@ fail:
 void outbox_source_stop(struct outbox_source *s, void (*done)(void *arg),
                         void *arg)
 {
-    stopping_ask(&s->stopping, done, arg);
-    if (s->p)
-        s->sink.closing(s->sink.ctx, s->p, false);
-    else
-        stopping_tell(&s->stopping);
+    stopping_ask_one(&s->stopping, &s->sink, s->p, done, arg);
 }
 
 void outbox_source_free(struct outbox_source *s)

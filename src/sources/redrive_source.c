@@ -285,11 +285,7 @@ struct redrive_source *redrive_source_new(struct ev_loop *loop,
 void redrive_source_stop(struct redrive_source *s, void (*done)(void *arg),
                          void *arg)
 {
-    stopping_ask(&s->stopping, done, arg);
-    if (s->p)
-        s->sink.closing(s->sink.ctx, s->p, false);
-    else
-        stopping_tell(&s->stopping);
+    stopping_ask_one(&s->stopping, &s->sink, s->p, done, arg);
 }
 
 void redrive_source_wake(struct redrive_source *s)

@@ -2,6 +2,8 @@
 #ifndef MT_SOURCES_STOPPING_H
 #define MT_SOURCES_STOPPING_H
 
+#include "core/source.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -25,6 +27,19 @@ static inline void stopping_tell(struct stopping *stopping)
     stopping->done = NULL;
     if (done)
         done(stopping->arg);
+}
+
+/* Of a source with one partition: it closes, or (NULL) is closed already. */
+static inline void stopping_ask_one(struct stopping *stopping,
+                                    const struct source_sink *sink,
+                                    struct partition *p,
+                                    void (*done)(void *arg), void *arg)
+{
+    stopping_ask(stopping, done, arg);
+    if (p)
+        sink->closing(sink->ctx, p, false);
+    else
+        stopping_tell(stopping);
 }
 
 #endif
