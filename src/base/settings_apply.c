@@ -19,8 +19,12 @@ static bool read_secret_file(struct settings *s, const struct setting *d,
     if (!file)
         return err_set(err, ERR_PERMANENT, "%s: %s_file: cannot read %s: %s",
                        origin, d->name, path, strerror(errno));
-    len = fread(text, 1, sizeof(text) - 1, file);
+    len = fread(text, 1, sizeof(text), file);
     fclose(file);
+    if (len == sizeof(text))
+        return err_set(err, ERR_PERMANENT,
+                       "%s: %s_file: %s has more than %zu bytes", origin,
+                       d->name, path, sizeof(text) - 1);
     while (len > 0 && isspace((unsigned char)text[len - 1]))
         len--;
     text[len] = '\0';
@@ -31,9 +35,7 @@ static bool read_secret_file(struct settings *s, const struct setting *d,
 /* A number or a boolean of the file as the text the parser knows. */
 static bool scalar_text(const json_t *value, char *text, size_t size)
 {
-    if (json_is_string(value))
-        snprintf(text, size, "%s", json_string_value(value));
-    else if (json_is_integer(value))
+    if (json_is_integer(value))
         snprintf(text, size, "%lld", (long long)json_integer_value(value));
     else if (json_is_real(value))
         snprintf(text, size, "%.9g", json_real_value(value));
@@ -70,7 +72,7 @@ static bool set_from_json(struct settings *s, const struct setting *d,
                           const json_t *value, const char *origin,
                           struct err *err)
 {
-    char text[4096];
+    char text[64];
 
     if (d->type == LIST && !json_is_string(value))
         return set_list(s, d, value, origin, err);
@@ -86,6 +88,8 @@ static bool set_from_json(struct settings *s, const struct setting *d,
                          json_is_true(value) ? "on" : "off");
         return true;
     }
+    if (json_is_string(value))
+        return setting_from_text(s, d, json_string_value(value), origin, err);
     if (!scalar_text(value, text, sizeof(text)))
         return setting_refuse(d, "(table)", origin, err);
     return setting_from_text(s, d, text, origin, err);

@@ -27,24 +27,25 @@ static bool scaled(const char *text, const char *const *units,
                    const double *factors, double plain, int64_t *value)
 {
     char *end;
-    double number;
+    double number, factor = plain;
+    int i = 0;
 
     errno = 0;
     number = strtod(text, &end);
-    if (end == text || errno || number < 0 || number > 1e15)
+    if (end == text || errno || number < 0)
         return false;
     while (*end == ' ')
         end++;
-    if (!*end) {
-        *value = (int64_t)(number * plain);
-        return true;
-    }
-    for (int i = 0; units[i]; i++)
-        if (strcmp(end, units[i]) == 0) {
-            *value = (int64_t)(number * factors[i]);
-            return true;
-        }
-    return false;
+    while (*end && units[i] && strcmp(end, units[i]) != 0)
+        i++;
+    if (*end && !units[i])
+        return false;
+    if (*end)
+        factor = factors[i];
+    if (number * factor > 1e15)
+        return false;
+    *value = (int64_t)(number * factor);
+    return true;
 }
 
 bool duration_parse(const char *text, int64_t *ms)

@@ -48,12 +48,13 @@ struct partition {
     int64_t committed; /* last `next` given to ops->commit() */
 
     /* The host's own (intake). */
-    bool is_closing;      /* taken away: save, tell the source, forget */
-    bool is_quiet;        /* ops->quiet() came and waits for the turn's end */
-    bool is_saved;        /* closing: the last positions are written */
-    uint32_t busy;        /* requests to the position store under way */
-    int64_t finish_by_us; /* closing: until then what was taken may end well */
-    int64_t deadline_us;  /* closing: then what runs is abandoned; 0: none */
+    bool is_closing;       /* taken away: save, tell the source, forget */
+    bool is_quiet;         /* ops->quiet() came and waits for the turn's end */
+    bool is_saved;         /* closing: the last positions are written */
+    uint32_t busy;         /* requests to the position store under way */
+    int64_t finish_by_us;  /* closing: until then what was taken may end well */
+    int64_t save_again_us; /* closing: the last save failed; not before */
+    int64_t deadline_us;   /* closing: then what runs is abandoned; 0: none */
 };
 
 /* A handler's place in a partition. */

@@ -79,7 +79,8 @@ void intake_room_again(struct host *h)
 
 void intake_finish_closing(struct intake *in, struct partition *p)
 {
-    if (!p->is_quiet || p->busy > 0 || p->inflight > 0)
+    if (!p->is_quiet || p->busy > 0 || p->inflight > 0 ||
+        clock_mono_us() < p->save_again_us)
         return;
     if (!p->is_lost && !p->is_saved && intake_save_last(in, p))
         return;
@@ -162,8 +163,9 @@ static void check_deadline(void *arg, struct partition *p)
 
     if (!p->is_closing || !p->deadline_us || now_us < p->deadline_us)
         return;
-    log_warn("partition closes with deliveries still running",
-             "partition=%s running=%u", p->name, p->inflight);
+    log_warn("partition closes before all is done",
+             "partition=%s running=%u saved=%d", p->name, p->inflight,
+             p->is_saved);
     p->deadline_us = 0;
     pipeline_abandon(p);
 }

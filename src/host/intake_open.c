@@ -47,8 +47,9 @@ static void on_created(void *arg, size_t n_fenced, const size_t *fenced,
     struct partition *p = t->p;
     struct intake *in = t->intake;
 
-    (void)n_fenced;
-    (void)fenced;
+    (void)fenced; /* all are of this partition */
+    if (n_fenced > 0)
+        intake_fenced(in->host, p);
     if (err)
         log_error("positions not created", "partition=%s err=" LOG_Q, p->name,
                   err->msg);

@@ -1,4 +1,5 @@
 /* Writing down how far each handler got. */
+#include "base/clock.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -8,6 +9,8 @@
 #include <stdlib.h>
 
 static const char component[] = "intake";
+
+#define SAVE_AGAIN_US 200000
 
 struct saved_item {
     struct partition *p;
@@ -107,6 +110,14 @@ static void go_on_closing(struct saving *s)
     }
 }
 
+/* Until its deadline a closing partition tries again: what is not saved is
+ * delivered twice. */
+static void note_last(struct partition *p, const struct err *err)
+{
+    p->is_saved = !err || !p->deadline_us;
+    p->save_again_us = p->is_saved ? 0 : clock_mono_us() + SAVE_AGAIN_US;
+}
+
 static void on_saved(void *arg, size_t n_fenced, const size_t *fenced,
                      const struct err *err)
 {
@@ -122,7 +133,7 @@ static void on_saved(void *arg, size_t n_fenced, const size_t *fenced,
     for (size_t i = 0; i < n_fenced; i++)
         intake_fenced(s->intake->host, s->items[fenced[i]].p);
     if (s->is_last)
-        s->items[0].p->is_saved = true; /* all are of that partition */
+        note_last(s->items[0].p, err); /* all are of that partition */
     else
         s->intake->is_saving = false;
     for (size_t i = 0; !err && i < s->n; i++)

@@ -38,7 +38,7 @@ static int config_fd(struct worker *w)
     char *text = json_dumps(json, JSON_COMPACT);
     int fd = memfd_create("moontide-config", 0);
 
-    if (fd >= 0 && write(fd, text, strlen(text)) < 0) {
+    if (fd >= 0 && write(fd, text, strlen(text)) != (ssize_t)strlen(text)) {
         close(fd);
         fd = -1;
     }
@@ -117,30 +117,35 @@ static void try_later(struct worker *w, int64_t now_us)
     w->start_again_us = now_us + w->delay_us;
 }
 
-void worker_start(struct worker *w)
+static bool spawn(struct worker *w, struct err *err)
 {
-    struct host *h = w->host;
-    struct err err = {0};
     int config;
 
-    w->start_again_us = 0;
-    w->started_us = clock_mono_us();
-    if (!make_channel(w, &err)) {
-        log_error("cannot start a worker", "worker=%u err=" LOG_Q, w->index,
-                  err.msg);
-        try_later(w, w->started_us);
-        return;
-    }
+    if (!make_channel(w, err))
+        return false;
     config = config_fd(w);
+    if (config < 0)
+        return err_set(err, ERR_RETRIABLE, "its configuration: %s",
+                       strerror(errno));
     self_path();
     w->pid = fork();
     if (w->pid == 0)
         become_worker(w, config);
-    if (config >= 0)
-        close(config);
-    if (w->pid < 0) {
+    close(config);
+    return w->pid > 0 ||
+           err_set(err, ERR_RETRIABLE, "fork: %s", strerror(errno));
+}
+
+void worker_start(struct worker *w)
+{
+    struct host *h = w->host;
+    struct err err;
+
+    w->start_again_us = 0;
+    w->started_us = clock_mono_us();
+    if (!spawn(w, &err)) {
         log_error("cannot start a worker", "worker=%u err=" LOG_Q, w->index,
-                  strerror(errno));
+                  err.msg);
         channel_close(&w->channel);
         try_later(w, w->started_us);
         return;

@@ -69,6 +69,38 @@ void outbox_step_after(struct outbox_source *s, double seconds)
     step_in(s, seconds);
 }
 
+/* --- the latest ----------------------------------------------------------------- */
+
+/* The latest is where the table ends now: what is still uncommitted below it
+ * belongs to before. */
+static void on_latest(void *arg, const struct pg_result *res,
+                      const struct err *err)
+{
+    struct outbox_source *s = arg;
+
+    if (err) {
+        outbox_on_failure(s, "start", err); /* asked again after the check */
+    } else if (s->read_serial == s->serial && s->p) {
+        int64_t highest =
+            strtoll(pg_result_value(res, 0, ANCHOR_HIGHEST), NULL, 10);
+
+        outbox_cursor_init(&s->cursor, highest + 1, NULL);
+        s->sink.advance(s->sink.ctx, s->p, highest + 1);
+        s->has_started = true;
+        s->wants_latest = false;
+    }
+    outbox_step_after(s, SOON);
+}
+
+static void ask_latest(struct outbox_source *s)
+{
+    static const struct pg_param zero = {.value = "0"};
+
+    s->activity = READING;
+    s->read_serial = s->serial;
+    pg_pool_query(s->pool, s->sql.anchor, 1, &zero, on_latest, s);
+}
+
 /* --- what to do next ------------------------------------------------------------ */
 
 static bool wants_check(const struct outbox_source *s, int64_t now)
@@ -76,8 +108,7 @@ static bool wants_check(const struct outbox_source *s, int64_t now)
     int64_t every = s->is_paused || !s->is_caught_up ? STATS_US : CHECK_US;
 
     if (!s->is_checked)
-        return now - s->failed_us > RETRY_US || s->checked_us == 0 ||
-               !s->failed_us;
+        return !s->failed_us || now - s->failed_us > RETRY_US;
     return now - s->checked_us > every;
 }
 
@@ -109,6 +140,8 @@ static void step(struct outbox_source *s)
         return;
     if (wants_check(s, now)) {
         outbox_check_table(s);
+    } else if (s->is_checked && s->wants_latest) {
+        ask_latest(s);
     } else if (!s->is_checked || !s->has_started || s->is_paused) {
         step_in(s, 0.2);
     } else if (outbox_cursor_wants_fence(&s->cursor) &&
@@ -123,27 +156,6 @@ static void step(struct outbox_source *s)
 
 /* --- the seam --------------------------------------------------------------------- */
 
-/* The latest is where the table ends now: what is still uncommitted below it
- * belongs to before. */
-static void on_latest(void *arg, const struct pg_result *res,
-                      const struct err *err)
-{
-    struct outbox_source *s = arg;
-
-    if (err) {
-        outbox_on_failure(s, "start", err);
-        s->has_started = false;
-    } else if (s->read_serial == s->serial && s->p) {
-        int64_t highest =
-            strtoll(pg_result_value(res, 0, ANCHOR_HIGHEST), NULL, 10);
-
-        outbox_cursor_init(&s->cursor, highest + 1, NULL);
-        s->sink.advance(s->sink.ctx, s->p, highest + 1);
-        s->has_started = true;
-    }
-    outbox_step_after(s, SOON);
-}
-
 static void start(struct partition *p, const struct position *from)
 {
     struct outbox_source *s = p->place;
@@ -154,13 +166,10 @@ static void start(struct partition *p, const struct position *from)
     s->snapshot = NULL;
     s->is_paused = s->is_caught_up = false;
     s->delay = SOON;
-    if (from->next == POSITION_LATEST) {
-        static const struct pg_param zero = {.value = "0"};
-
-        s->activity = READING;
-        s->read_serial = s->serial;
+    s->wants_latest = from->next == POSITION_LATEST;
+    if (s->wants_latest) {
         s->has_started = false;
-        pg_pool_query(s->pool, s->sql.anchor, 1, &zero, on_latest, s);
+        step_in(s, 0.);
         return;
     }
     outbox_cursor_init(&s->cursor,
@@ -217,7 +226,7 @@ static void closed(struct partition *p)
     struct outbox_source *s = p->place;
 
     s->p = NULL;
-    s->has_started = false;
+    s->has_started = s->wants_latest = false;
     stopping_tell(&s->stopping);
 }
 

@@ -46,8 +46,8 @@ typedef void positions_saved_fn(void *arg, size_t n_fenced,
 struct positions_ops {
     void (*take)(struct positions *s, size_t n, const struct position_key *keys,
                  positions_taken_fn *done, void *arg);
-    /* Rows that take() found absent are created by the first save() or at
-     * once by create(): the fence needs a row before the first delivery. */
+    /* Rows that take() found absent, before the first delivery: the fence
+     * needs them. PostgreSQL is asked until it has them. */
     void (*create)(struct positions *s, size_t n,
                    const struct position_save *items, positions_saved_fn *done,
                    void *arg);

@@ -220,22 +220,52 @@ static void add_lasts(struct try *q, size_t n,
     try_buf(q, &times);
 }
 
-static void save(struct positions *pub, size_t n,
-                 const struct position_save *items, positions_saved_fn *done,
-                 void *arg)
+static void on_created(void *arg, const struct pg_result *res)
+{
+    on_saved(arg, res, NULL);
+}
+
+static struct try *try_items(struct positions *pub, const char *doing, size_t n,
+                             const struct position_save *items,
+                             struct request *r)
 {
     struct store *s = store_of(pub);
-    struct request *r = xcalloc(1, sizeof(*r));
-    struct try *q = try_new(&s->tries, "save positions", save_sql);
+    struct try *q = try_new(&s->tries, doing, save_sql);
 
     r->n = n;
-    r->saved = done;
-    r->arg = arg;
     add_keys(q, n, n ? &items[0].key : NULL, sizeof(*items));
     add_places(q, n, items);
     add_lasts(q, n, items);
     try_text(q, s->owner);
-    try_send_once(q, on_saved, r);
+    return q;
+}
+
+static struct request *request_saved(positions_saved_fn *done, void *arg)
+{
+    struct request *r = xcalloc(1, sizeof(*r));
+
+    r->saved = done;
+    r->arg = arg;
+    return r;
+}
+
+/* The same statement makes the rows; tried until they are there. */
+static void create(struct positions *pub, size_t n,
+                   const struct position_save *items, positions_saved_fn *done,
+                   void *arg)
+{
+    struct request *r = request_saved(done, arg);
+
+    try_send(try_items(pub, "create positions", n, items, r), on_created, r);
+}
+
+static void save(struct positions *pub, size_t n,
+                 const struct position_save *items, positions_saved_fn *done,
+                 void *arg)
+{
+    struct request *r = request_saved(done, arg);
+
+    try_send_once(try_items(pub, "save positions", n, items, r), on_saved, r);
 }
 
 static void store_free(struct positions *pub)
@@ -249,7 +279,7 @@ static void store_free(struct positions *pub)
 
 static const struct positions_ops ops = {
     .take = take,
-    .create = save, /* the same statement makes the row */
+    .create = create,
     .save = save,
     .free = store_free,
 };

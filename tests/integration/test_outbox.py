@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import threading
 import time
 from collections import defaultdict
@@ -196,6 +197,52 @@ def test_a_sequence_with_a_cache_is_refused_because_it_would_lose_events(databas
     database.query("alter sequence domain_events_seq cache 1")
     database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": 0})
     wait_count(host, database, 1)
+
+
+def test_the_last_positions_are_tried_again_while_a_drain_has_time(database, make_host):
+    """A store that refuses for a moment: what is not saved would be delivered twice."""
+    make_seen(database)
+    host = make_host(settings=on_outbox(database, positions={"interval": "60s"}),
+                     handlers={"recorder": recorder()}).start()
+    for n in range(20):
+        database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": n})
+    wait_count(host, database, 20)
+    database.query("alter table event_handler_positions rename to away")
+    host.process.send_signal(signal.SIGTERM)
+    host.wait(lambda: "positions not saved" in host.log_text(), 20, "the failure is said")
+    database.query("alter table away rename to event_handler_positions")
+    assert host.process.wait(20) == 0
+    ends = database.query("select seq from event_handler_positions")
+    assert ends == [(database.value("select max(seq) + 1 from domain_events"),)]
+
+
+def test_the_latest_is_asked_for_again_when_the_first_question_fails(database, make_host):
+    """start = latest: a lost answer delays the start, it does not prevent it."""
+    make_seen(database)
+    database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": 0})
+
+    def locked(table):
+        connection = database.connect()
+        connection.cursor().execute(f"lock table {table} in access exclusive mode")
+        return connection
+
+    def waiting(what, then="pid"):
+        return database.query(f"""select {then} from pg_stat_activity where wait_event_type = 'Lock'
+            and datname = current_database() and query like %s""", (f"%{what}%",))
+
+    positions = locked("event_handler_positions")
+    host = make_host(settings=on_outbox(database, outbox={"start": "latest"}),
+                     handlers={"recorder": recorder(more='start = "now",')}).start()
+    host.wait(lambda: waiting("event_handler_positions"), 20, "the table is checked")
+    events = locked("domain_events")
+    positions.rollback()
+    host.wait(lambda: waiting("max(seq)", "pg_terminate_backend(pid)"), 20, "the end is asked for")
+    events.rollback()
+    host.wait(lambda: host.ask("/v1/status").json()["sources"]["outbox"]["last"] == 1, 20, "started")
+    database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": 1})
+    wait_count(host, database, 1)
+    assert database.query("select n from seen") == [(1,)]
+    assert host.stop() == 0
 
 
 def test_postgresql_restarted_meanwhile_loses_and_doubles_nothing(own_postgres, make_host):

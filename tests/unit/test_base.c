@@ -167,6 +167,7 @@ static void durations_and_sizes_have_units(void **state)
     assert_true(duration_parse("7d", &n) && n == 604800000);
     assert_true(duration_parse("3", &n) && n == 3000);
     assert_false(duration_parse("3 weeks", &n));
+    assert_false(duration_parse("1e15d", &n)); /* more than 64 bits have */
     assert_false(duration_parse("-1s", &n));
     assert_true(bytes_parse("4MiB", &n) && n == 4194304);
     assert_false(bytes_parse("4 parsecs", &n));
