@@ -66,9 +66,11 @@ class Reply:
 
 
 class Host:
-    """One `moontide run` with a folder of its own."""
+    """One `moontide run` with a folder of its own; `under` is the command line of
+    a tool that runs it."""
 
-    def __init__(self, folder, settings=None, handlers=None, env=None):
+    def __init__(self, folder, settings=None, handlers=None, env=None, binary=None, under=()):
+        self.binary, self.under = Path(binary or BINARY), [str(word) for word in under]
         self.folder = Path(folder)
         self.handlers = self.folder / "handlers"
         self.conf = self.folder / "moontide.lua"
@@ -104,7 +106,7 @@ class Host:
 
     def cli(self, *args, check=True, timeout=60, input=None, env=None):
         """Run one command of the binary; gives the finished process."""
-        done = subprocess.run([str(BINARY), *args], env=dict(self.env, **(env or {})),
+        done = subprocess.run([str(self.binary), *args], env=dict(self.env, **(env or {})),
                               cwd=self.folder, input=input, capture_output=True,
                               text=True, timeout=timeout)
         if check and done.returncode != 0:
@@ -117,7 +119,7 @@ class Host:
         self.log_start = self.log.stat().st_size if self.log.exists() else 0
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", str(BINARY), "run", "-c",
+                ["setpriv", "--pdeathsig", "KILL", *self.under, str(self.binary), "run", "-c",
                  str(self.conf), *args],
                 env=self.env, cwd=self.folder, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log)

@@ -2,14 +2,15 @@
 
 JOBS="$(nproc)"
 
-# build_preset PRESET: configure when it never was, then build.
+# build_preset PRESET [OPTION...]: configure when it never was, then build.
 build_preset() {
     local preset="$1"
 
+    shift
     if [ ! -f "build/$preset/build.ninja" ]; then
         cmake --preset "$preset" >/dev/null
     fi
-    cmake --build --preset "$preset" -- -j "$JOBS"
+    cmake --build --preset "$preset" -j "$JOBS" "$@"
 }
 
 dev_build() {

@@ -30,6 +30,12 @@ test_sanitizers() {
     test_ctest tsan -L unit -E 'kafka_source|worker_limits|worker_probe'
 }
 
+# The hosts that tests/integration/test_sanitizers.py runs: it fails without.
+build_sanitized() {
+    build_preset asan --target moontide
+    build_preset tsan --target moontide
+}
+
 # Two scenarios at a time: each has its own host and database, and the broker
 # is shared. `--dist loadfile` would serialise the long files.
 test_pytest() {
@@ -38,11 +44,19 @@ test_pytest() {
         -n "${TEST_JOBS:-$JOBS}" "$@"
 }
 
+test_integration() {
+    build_sanitized
+    test_pytest tests/integration
+}
+
 test_named() {
     local name="$1"
 
     if [ -f "tests/unit/test_$name.c" ]; then
         test_ctest dev -R "^unit\.$name\$"
+    elif [ "$name" = sanitizers ]; then
+        build_sanitized
+        test_pytest tests/integration/test_sanitizers.py
     elif [ -f "tests/integration/test_$name.py" ]; then
         test_pytest "tests/integration/test_$name.py"
     else
@@ -59,7 +73,7 @@ test_all() {
     test_lua
     test_sanitizers
     say "scenarios with PostgreSQL and Apache Kafka"
-    test_pytest tests/integration
+    test_integration
 }
 
 dev_test() {
@@ -74,7 +88,7 @@ dev_test() {
     quick) test_ctest dev -L 'unit|lint|lua' ;;
     unit) test_unit ;;
     lua) test_lua ;;
-    integration) test_pytest tests/integration ;;
+    integration) test_integration ;;
     faults) test_pytest tests/integration -m faults ;;
     *) test_named "$what" ;;
     esac
