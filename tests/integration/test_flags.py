@@ -155,8 +155,8 @@ def test_a_flag_set_for_a_time_returns_by_itself_also_over_a_restart(database, m
     """Interfaces 1: --for."""
     make_seen(database)
     host = make_host(settings=on_outbox(database), handlers={"one": recorder()}).start()
-    set_flag(host, "handler:one", "off", "--for", "2s")
-    host.wait(lambda: host.metric("moontide_flag", name="handler:one") == 0, 2, "off")
+    set_flag(host, "handler:one", "off", "--for", "5s")
+    host.wait(lambda: host.metric("moontide_flag", name="handler:one") == 0, 5, "off")
     publish(database, 0, 5)
     assert host.stop() == 0
     host.start()
@@ -172,7 +172,7 @@ def test_a_change_reaches_every_host_of_the_group(database, make_host):
              for _ in range(3 if FULL else 2)]
     set_flag(hosts[0], "handler:one", "off")
     for host in hosts:
-        host.wait(lambda: host.metric("moontide_flag", name="handler:one") == 0, 3, "off")
+        host.wait(lambda: host.metric("moontide_flag", name="handler:one") == 0, 15, "off")
     database.query("update event_flags set state = 'on' where name = 'handler:one'")
     for host in hosts:
-        host.wait(lambda: host.metric("moontide_flag", name="handler:one") == 1, 3, "on")
+        host.wait(lambda: host.metric("moontide_flag", name="handler:one") == 1, 15, "on")

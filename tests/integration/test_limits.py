@@ -1,7 +1,5 @@
 """Handlers that misbehave: they fail alone."""
 
-import time
-
 from scenes import make_seen, recorder, wait_count
 
 POISON = {
@@ -83,12 +81,10 @@ def test_a_slow_handler_waits_alone_and_its_timeout_is_a_failed_attempt(database
               retry = { max_attempts = 1 },
               handle = function() timer.sleep("60s") end }""",
                   "recorder": recorder()}).start()
-    started = time.monotonic()
     for n in range(30):
         database.publish("Fine", "Thing", f"00000000-0000-4000-8000-{n:012d}", {"n": n})
     wait_count(host, database, 30, timeout=20)
     wait_count(host, database, 30, "event_dead_letters", "error like 'timeout:%'", timeout=30)
-    print(f"{time.monotonic() - started:.1f} s")
 
 
 def test_a_handler_that_ends_its_worker_three_times_makes_a_dead_letter(database, make_host):

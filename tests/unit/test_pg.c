@@ -4,12 +4,15 @@
  */
 #include "pg/pg.h"
 
-#include "base/clock.h"
 #include "base/log.h"
 
+#include <dlfcn.h>
 #include <ev.h>
+#include <netdb.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -148,23 +151,41 @@ static void a_forgotten_request_is_never_answered(void **state)
     assert_string_equal(told.err.msg, "shutting down");
 }
 
+static atomic_bool look_up_began;
+static sem_t look_up_may_end;
+
+/* In the place of libc's: the host that is none is looked up for as long as the
+ * test wants. */
+int getaddrinfo(const char *name, const char *service,
+                const struct addrinfo *hints, struct addrinfo **list)
+{
+    int (*libc)(const char *, const char *, const struct addrinfo *,
+                struct addrinfo **);
+
+    if (name && strcmp(name, "no-such-host.invalid") == 0) {
+        atomic_store(&look_up_began, true);
+        sem_wait(&look_up_may_end);
+        return EAI_NONAME;
+    }
+    *(void **)&libc = dlsym(RTLD_NEXT, "getaddrinfo");
+    return libc(name, service, hints, list);
+}
+
 static void a_name_is_looked_up_off_the_loop(void **state)
 {
     struct pg_pool *pool =
         pool_to("postgres://u@no-such-host.invalid:5432/x", 1);
-    int64_t longest = 0, before = clock_mono_us();
 
     (void)state;
-    while (!pg_pool_error(pool)) {
-        int64_t now;
-
+    sem_init(&look_up_may_end, 0, 0);
+    while (!atomic_load(&look_up_began)) /* in a thread, or this never ends */
         ev_run(loop, EVRUN_NOWAIT);
-        now = clock_mono_us();
-        longest = now - before > longest ? now - before : longest;
-        before = now;
-    }
+    ev_run(loop, EVRUN_NOWAIT);
+    assert_null(pg_pool_error(pool));
+    sem_post(&look_up_may_end);
+    while (!pg_pool_error(pool))
+        ev_run(loop, EVRUN_ONCE);
     assert_non_null(strstr(pg_pool_error(pool)->msg, "no-such-host"));
-    assert_true(longest < 1000000);
     pg_pool_free(pool);
 }
 
@@ -383,7 +404,7 @@ static void a_lost_connection_is_told_and_replaced(void **state)
     char sql[80];
 
     (void)state;
-    pg_query(conn, "SELECT pg_sleep(30)", 0, NULL, on_result, &sleeping);
+    pg_query(conn, "SELECT pg_sleep(3600)", 0, NULL, on_result, &sleeping);
     snprintf(sql, sizeof(sql), "SELECT pg_terminate_backend(%d)",
              pg_conn_pid(conn));
     a = ask(pool, sql, 0, NULL);
@@ -409,16 +430,14 @@ static void release_cancels_what_still_runs(void **state)
     struct pg_pool *pool = pool_to(server(), 1);
     struct pg_conn *conn = pin(pool);
     struct answer never = {0}, a;
-    int64_t start = clock_mono_us();
 
     (void)state;
-    pg_query(conn, "SELECT pg_sleep(30)", 0, NULL, on_result, &never);
+    pg_query(conn, "SELECT pg_sleep(3600)", 0, NULL, on_result, &never);
     ev_run(loop, EVRUN_NOWAIT);
     pg_pool_release(conn);
     a = ask(pool, "SELECT 1", 0, NULL);
     assert_false(a.failed);
     assert_int_equal(never.calls, 0);
-    assert_true(clock_mono_us() - start < 5000000);
     answer_fini(&a);
     pg_pool_free(pool);
 }

@@ -1,11 +1,13 @@
 /* Order: lanes, what comes back after a failure, batches and their halving. */
 #include "worker_harness.h"
 
+/* Waits for a time, or for the end of event `after`. */
 static const char sleeper[] =
-    "local timer = require('moontide.timer') local order = {} "
+    "local timer = require('moontide.timer') local order, done = {}, {} "
     "return { handle = function(event, ctx) local p = event.payload "
     "order[#order + 1] = p.n if p.wait then timer.sleep(p.wait) end "
-    "order[#order + 1] = -p.n "
+    "while p.after and not done[p.after] do timer.sleep('1ms') end "
+    "order[#order + 1] = -p.n done[p.n] = true "
     "if p.fail then return ctx.retry('failed') end "
     "return ctx.skip(table.concat(order, ' ')) end }";
 
@@ -29,8 +31,8 @@ static void test_lanes_run_side_by_side(void **state)
 
     (void)state;
     harness_init(&h, sleeper, "{}");
-    harness_offer(&h, 1, 1, 0, "{\"n\":1,\"wait\":\"30ms\"}");
-    harness_offer(&h, 2, 2, 0, "{\"n\":2,\"wait\":\"1ms\"}");
+    harness_offer(&h, 1, 1, 0, "{\"n\":1,\"after\":2}");
+    harness_offer(&h, 2, 2, 0, "{\"n\":2,\"after\":3}");
     harness_offer(&h, 3, 3, 0, "{\"n\":3}");
     harness_wait(&h, 3);
     assert_int_equal(h.seen[0].slot, 3);
