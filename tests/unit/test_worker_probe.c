@@ -232,6 +232,18 @@ static const struct {
      "db.query cannot be called while loading (only in: handle)"},
 };
 
+static void assert_refused(const struct reading *r, const char *source,
+                           const char *message)
+{
+    bool says_why = !r->bundle && strstr(r->err.msg, message);
+
+    if (!says_why)
+        print_error("%s\n    %s\n", source,
+                    r->bundle ? "was accepted" : r->err.msg);
+    assert_null(r->bundle);
+    assert_true(says_why);
+}
+
 static void test_bad_ones(void **state)
 {
     (void)state;
@@ -239,9 +251,7 @@ static void test_bad_ones(void **state)
         struct reading r;
 
         read_handler(&r, bad[i].source, bad[i].settings);
-        if (r.bundle || !strstr(r.err.msg, bad[i].message))
-            fail_msg("%s: %s", bad[i].source,
-                     r.bundle ? "accepted" : r.err.msg);
+        assert_refused(&r, bad[i].source, bad[i].message);
         reading_fini(&r);
     }
 }

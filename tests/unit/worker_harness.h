@@ -76,9 +76,9 @@ static void on_harness_loaded(struct unit *unit, const struct err *err)
     snprintf(h->load_error, sizeof(h->load_error), "%s", err ? err->msg : "");
 }
 
-/* `decl` is JSON of the bundle's decl; "{}" for a plain handler. */
-__attribute__((unused)) static void
-harness_init(struct harness *h, const char *source, const char *decl)
+/* `decl` is JSON of the bundle's decl; soft_limit_ms 0 is the default. */
+static void harness_init_limited(struct harness *h, const char *source,
+                                 const char *decl, int soft_limit_ms)
 {
     json_t *settings = json_object(), *bundle;
     struct err err;
@@ -96,8 +96,18 @@ harness_init(struct harness *h, const char *source, const char *decl)
                        "sources", "handlers/probe.lua", source, "modules",
                        "templates", "decl", json_loads(decl, 0, NULL));
     assert_non_null(bundle);
+    if (soft_limit_ms)
+        json_object_set_new(bundle, "soft_limit_ms",
+                            json_integer(soft_limit_ms));
     h->unit = unit_new(&h->rt, 1, bundle, on_harness_loaded);
     json_decref(bundle);
+}
+
+/* "{}" for a plain handler. */
+__attribute__((unused)) static void
+harness_init(struct harness *h, const char *source, const char *decl)
+{
+    harness_init_limited(h, source, decl, 0);
 }
 
 __attribute__((unused)) static void harness_fini(struct harness *h)
@@ -161,17 +171,18 @@ __attribute__((unused)) static void harness_wait(struct harness *h, int n)
 }
 
 /* One handler, one event, one verdict. */
-__attribute__((unused)) static struct seen
-run_once(const char *source, const char *decl, const char *payload)
+static struct seen run_limited(const char *source, const char *decl,
+                               const char *payload, int soft_limit_ms)
 {
     struct harness h;
     struct seen seen;
 
-    harness_init(&h, source, decl);
+    harness_init_limited(&h, source, decl, soft_limit_ms);
     if (!h.is_loaded) {
         print_message("load: %s\n", h.load_error);
         memset(&seen, 0, sizeof(seen));
         seen.verdict = VERDICT_COUNT;
+        seen.class = CLASS_COUNT;
         snprintf(seen.reason, sizeof(seen.reason), "%s", h.load_error);
     } else {
         harness_offer(&h, 1, 1, 0, payload);
@@ -182,16 +193,46 @@ run_once(const char *source, const char *decl, const char *payload)
     return seen;
 }
 
+__attribute__((unused)) static struct seen
+run_once(const char *source, const char *decl, const char *payload)
+{
+    return run_limited(source, decl, payload, 0);
+}
+
 /* `handle` as the body of a function of event and ctx. */
-__attribute__((unused)) static struct seen run_body(const char *body,
-                                                    const char *payload)
+__attribute__((unused)) static struct seen
+run_body_limited(const char *body, const char *payload, int soft_limit_ms)
 {
     char *source =
         xasprintf("return { handle = function(event, ctx) %s end }", body);
-    struct seen seen = run_once(source, "{}", payload);
+    struct seen seen = run_limited(source, "{}", payload, soft_limit_ms);
 
     free(source);
     return seen;
+}
+
+__attribute__((unused)) static struct seen run_body(const char *body,
+                                                    const char *payload)
+{
+    return run_body_limited(body, payload, 0);
+}
+
+/* How the handler `what` ended; `reason` is a part of the reason. */
+__attribute__((unused)) static void
+assert_end(const char *what, const struct seen *seen, enum verdict verdict,
+           enum error_class class, const char *reason)
+{
+    bool has_reason = strstr(seen->reason, reason) != NULL;
+
+    if (seen->verdict != verdict || seen->class != class || !has_reason)
+        print_error("%s\n    ended as %s, %s: %s\n", what,
+                    seen->verdict < VERDICT_COUNT ? verdict_name(seen->verdict)
+                                                  : "not loaded",
+                    seen->class < CLASS_COUNT ? class_name(seen->class) : "-",
+                    seen->reason);
+    assert_int_equal(seen->verdict, verdict);
+    assert_int_equal(seen->class, class);
+    assert_true(has_reason);
 }
 
 #endif
