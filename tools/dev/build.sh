@@ -2,12 +2,13 @@
 
 JOBS="$(nproc)"
 
-# build_preset PRESET [OPTION...]: configure when it never was, then build.
+# build_preset PRESET [OPTION...]: configure when it never was so, then build.
 build_preset() {
     local preset="$1"
 
     shift
-    if [ ! -f "build/$preset/build.ninja" ]; then
+    if [ ! -f "build/$preset/build.ninja" ] ||
+        [ CMakePresets.json -nt "build/$preset/build.ninja" ]; then
         cmake --preset "$preset" >/dev/null
     fi
     cmake --build --preset "$preset" -j "$JOBS" "$@"
@@ -25,7 +26,7 @@ dev_build() {
 }
 
 c_files() {
-    find src tests -name '*.c' -o -name '*.h' -o -name '*.cc' | sort
+    find src tests bench -name '*.c' -o -name '*.h' -o -name '*.cc' | sort
 }
 
 dev_fmt() {
