@@ -163,8 +163,8 @@ static void op_want_spare(void *ctx)
     ((struct model *)ctx)->wants_spare = true;
 }
 
-static const struct pipeline_ops ops = {op_send,   op_store,   op_quiet,
-                                        op_fenced, op_room_again, op_want_spare};
+static const struct pipeline_ops ops = {
+    op_send, op_store, op_quiet, op_fenced, op_room_again, op_want_spare};
 
 /* --- the model of what must be true ---------------------------------------------- */
 
