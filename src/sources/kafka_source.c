@@ -246,6 +246,8 @@ static void on_assigned(void *arg, struct kafka_part **parts, size_t n)
 
     if (s->on_rebalance)
         s->on_rebalance(s->rebalance_arg);
+    if (s->stopping.is_asked)
+        return; /* too late: nobody would close and save what is read now */
     s->places = xcalloc(n + 1, sizeof(*s->places));
     s->is_reading = s->is_leaving = s->is_lost = false;
     s->n = s->open = n;

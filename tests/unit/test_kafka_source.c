@@ -32,7 +32,7 @@ struct fixture {
     json_t *topics;
     struct partition *parts[PARTITIONS];
     int64_t last[PARTITIONS]; /* highest offset offered */
-    size_t opened, offered, closed, inverted;
+    size_t opened, offered, closed, inverted, rebalances;
     size_t pause_at; /* pause every partition after so many; 0 never */
     size_t room_for; /* no room beyond so many; 0: always some */
     size_t refused;  /* how often room() said 0 */
@@ -188,7 +188,12 @@ static void produce(struct fixture *f, int partition, int n, const char *value)
     assert_int_equal(f->failed, 0);
 }
 
-static void open_source(struct fixture *f)
+static void on_rebalance(void *arg)
+{
+    ((struct fixture *)arg)->rebalances++;
+}
+
+static void make_source(struct fixture *f)
 {
     struct source_sink sink = {
         .ctx = f,
@@ -204,14 +209,21 @@ static void open_source(struct fixture *f)
         .kafka = &f->settings,
         .format = "auto",
         .max_bytes = 1000,
+        .on_rebalance = on_rebalance,
+        .arg = f,
     };
     struct err err;
 
     f->stopped = false;
-    f->opened = f->closed = f->offered = 0;
+    f->opened = f->closed = f->offered = f->rebalances = 0;
     f->source = kafka_source_new(f->loop, &opts, &sink, &err);
     if (!f->source)
         fail_msg("%s", err.msg);
+}
+
+static void open_source(struct fixture *f)
+{
+    make_source(f);
     AWAIT(f, f->opened == PARTITIONS);
 }
 
@@ -413,6 +425,20 @@ static void what_is_too_large_is_offered_as_undecodable(void **state)
 
 #define CASE(fn) cmocka_unit_test_setup_teardown(fn, set_up, tear_down)
 
+/* The group answers when it is too late: what was opened now would be read, and
+ * nobody would close it or write down how far that went. */
+static void what_is_assigned_after_the_stop_is_not_opened(void **state)
+{
+    struct fixture *f = *state;
+
+    make_source(f);
+    kafka_source_stop(f->source, on_stopped, f);
+    AWAIT(f, f->stopped && f->rebalances > 0);
+    assert_int_equal(f->opened, 0);
+    kafka_source_free(f->source);
+    f->source = NULL;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -423,6 +449,7 @@ int main(void)
         CASE(without_room_it_waits_until_it_is_woken),
         CASE(a_rewind_reads_again),
         CASE(what_is_too_large_is_offered_as_undecodable),
+        CASE(what_is_assigned_after_the_stop_is_not_opened),
     };
 
     return cmocka_run_group_tests_name("kafka_source", tests, NULL, NULL);
