@@ -164,6 +164,18 @@ void http_problem(struct http_request *req, unsigned status, const char *detail)
                          json_string_lossy(slice_of(detail))));
 }
 
+/* Who is not known is asked who they are; who is known may not. */
+static void refuse(struct http_request *req, unsigned rights)
+{
+    if (rights & 1u << RIGHT_KNOWN)
+        http_problem(req, 403, "the token does not have the right this needs");
+    else
+        http_problem(req, 401,
+                     http_header(req, "Authorization")
+                         ? "the token is not known here"
+                         : "this needs a token: Authorization: Bearer …");
+}
+
 /* --- routing ------------------------------------------------------------------ */
 
 /* "/v1/handlers/{}" against the path; what {} stands for goes to `params`. */
@@ -223,7 +235,7 @@ static unsigned rights_of(const struct http_request *req)
     digest_sha256(slice_of(header + 7), hash);
     for (size_t i = 0; i < req->server->n_tokens; i++)
         if (digest_equal(hash, req->server->tokens[i].hash, sizeof(hash)))
-            rights = req->server->tokens[i].rights;
+            rights = req->server->tokens[i].rights | 1u << RIGHT_KNOWN;
     return rights | 1u << RIGHT_NONE;
 }
 
@@ -260,6 +272,7 @@ static bool comes_from_elsewhere(const struct http_request *req,
 static void dispatch(struct http_request *req, const char *method,
                      const char *path)
 {
+    unsigned rights = rights_of(req);
     bool other;
 
     req->is_dispatched = true;
@@ -272,9 +285,8 @@ static void dispatch(struct http_request *req, const char *method,
         http_problem(req, 405, "this resource does not take that method");
     else if (!req->route)
         http_problem(req, 404, "there is nothing here");
-    else if (!(rights_of(req) & 1u << req->route->right))
-        http_problem(req, http_header(req, "Authorization") ? 403 : 401,
-                     "the token does not have the right this needs");
+    else if (!(rights & 1u << req->route->right))
+        refuse(req, rights);
     else if (req->is_too_big)
         http_problem(req, 413, "the body is too large");
     else

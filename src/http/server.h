@@ -26,6 +26,7 @@ enum http_right {
     RIGHT_PUBLISH,
     RIGHT_REDRIVE,
     RIGHT_OPERATE,
+    RIGHT_KNOWN, /* any token of http.tokens has it */
 };
 
 typedef void http_handler_fn(void *ctx, struct http_request *req);
