@@ -7,6 +7,7 @@
 
 #include "base/buf.h"
 #include "base/mem.h"
+#include "core/pattern.h"
 #include "host/config.h"
 #include "host/probe.h"
 #include "pg/pg_sync.h"
@@ -49,17 +50,66 @@ static json_t *read_events(const char *path, struct err *err)
     return list;
 }
 
-/* Stored events as native envelopes: one by id, or the last N. */
-static json_t *stored_events(const struct settings *s, const char *id,
-                             const char *last, struct err *err)
+static bool subscribes(const json_t *bundle, const char *type)
 {
-    struct pg_sync *db = pg_sync_connect(s->database_url, err);
-    struct pg_param params[] = {{.value = id}, {.value = last ? last : "1"}};
+    const json_t *list =
+        json_object_get(json_object_get(bundle, "decl"), "subscribes");
+    size_t n = json_array_size(list);
+    const char **patterns = xcalloc(n + 1, sizeof(*patterns));
+    bool match;
+
+    for (size_t i = 0; i < n; i++)
+        patterns[i] = json_string_value(json_array_get(list, i));
+    match = patterns_match(patterns, n, slice_of(type));
+    free(patterns);
+    return match;
+}
+
+/* The stored types that the handler subscribes to, as an SQL array; gives. The
+ * index on the type is read from one type to the next, not row by row. */
+static char *subscribed_types(struct pg_sync *db, const json_t *bundle,
+                              struct err *err)
+{
+    const struct pg_result *res = pg_sync_exec(
+        db,
+        "WITH RECURSIVE t AS (SELECT min(event_type) AS type "
+        "FROM domain_events UNION ALL SELECT (SELECT min(e.event_type) "
+        "FROM domain_events e WHERE e.event_type > t.type) FROM t "
+        "WHERE t.type IS NOT NULL) SELECT type FROM t WHERE type IS NOT NULL",
+        0, NULL, err);
+    json_t *types = json_array();
+    char *text;
+
+    for (int i = 0; res && i < pg_result_nrows(res); i++)
+        if (subscribes(bundle, pg_result_value(res, i, 0)))
+            json_array_append_new(types,
+                                  json_string(pg_result_value(res, i, 0)));
+    text = res ? json_dumps(types, JSON_COMPACT) : NULL;
+    json_decref(types);
+    pg_result_unref(res);
+    return text;
+}
+
+static bool use_schema(struct pg_sync *db, const struct settings *s,
+                       struct err *err)
+{
+    char name[140], sql[200];
+
+    if (!pg_quote_ident(s->database_schema, name, sizeof(name)))
+        return err_set(err, ERR_PERMANENT, "database.schema is too long");
+    snprintf(sql, sizeof(sql), "SET search_path = %s, public", name);
+    return pg_sync_script(db, sql, err);
+}
+
+/* Stored events as native envelopes: one by id, or the last N of `types`. */
+static json_t *read_stored(struct pg_sync *db, const char *id, const char *last,
+                           const char *types, struct err *err)
+{
+    struct pg_param params[] = {
+        {.value = id}, {.value = last ? last : "1"}, {.value = types}};
     const struct pg_result *res;
     json_t *list = NULL;
 
-    if (!db)
-        return NULL;
     res = pg_sync_exec(
         db,
         "SELECT jsonb_build_object('id', id, 'eventType', event_type, "
@@ -68,9 +118,10 @@ static json_t *stored_events(const struct settings *s, const char *id,
         "'occurredAt', to_char(occurred_at AT TIME ZONE 'UTC', "
         "'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), 'payload', event_data, "
         "'metadata', metadata) FROM (SELECT * FROM domain_events "
-        "WHERE $1::text IS NULL OR id::text = $1 ORDER BY seq DESC "
-        "LIMIT $2::int) AS latest ORDER BY seq",
-        2, params, err);
+        "WHERE CASE WHEN $1::text IS NULL THEN event_type IN (SELECT "
+        "jsonb_array_elements_text($3::jsonb)) ELSE id::text = $1 END "
+        "ORDER BY seq DESC LIMIT $2::int) AS latest ORDER BY seq",
+        3, params, err);
     if (res) {
         list = json_array();
         for (int i = 0; i < pg_result_nrows(res); i++)
@@ -78,6 +129,27 @@ static json_t *stored_events(const struct settings *s, const char *id,
                 list, json_loads(pg_result_value(res, i, 0), 0, NULL));
         pg_result_unref(res);
     }
+    if (list && json_array_size(list) == 0) {
+        json_decref(list);
+        list = NULL;
+        err_set(err, ERR_PERMANENT, "%s",
+                id ? "no event is stored under that id"
+                   : "no event of a type it subscribes to is stored");
+    }
+    return list;
+}
+
+static json_t *stored_events(const struct settings *s, const json_t *bundle,
+                             const char *id, const char *last, struct err *err)
+{
+    struct pg_sync *db = pg_sync_connect(s->database_url, err);
+    char *types = NULL;
+    json_t *list = NULL;
+
+    if (db && use_schema(db, s, err) &&
+        (id || (types = subscribed_types(db, bundle, err))))
+        list = read_stored(db, id, last, types, err);
+    free(types);
     pg_sync_close(db);
     return list;
 }
@@ -136,7 +208,7 @@ static int run(const struct cli *c, const struct settings *s, json_t *bundle,
 }
 
 static json_t *find_events(const struct cli *c, const struct settings *s,
-                           struct err *err)
+                           const json_t *bundle, struct err *err)
 {
     const char *file = cli_option(c, "--file"), *id = cli_option(c, "--event");
     const char *last = cli_option(c, "--last");
@@ -152,7 +224,7 @@ static json_t *find_events(const struct cli *c, const struct settings *s,
              (strtol(last, NULL, 10) < 1 || strtol(last, NULL, 10) > LAST_MAX))
         err_set(err, ERR_PERMANENT, "--last is 1 to %d", LAST_MAX);
     else
-        return stored_events(s, id, last, err);
+        return stored_events(s, bundle, id, last, err);
     return NULL;
 }
 
@@ -167,8 +239,9 @@ int cmd_dry_run(const struct cli *c)
 
     if (c->n_words != 1)
         return cli_usage("dry-run HANDLER --file F | --event ID | --last N");
-    if (config_load(&s, &from, &err) && (events = find_events(c, &s, &err)) &&
-        (bundle = bundle_from_disk(&s, c->words[0], &err)))
+    if (config_load(&s, &from, &err) &&
+        (bundle = bundle_from_disk(&s, c->words[0], &err)) &&
+        (events = find_events(c, &s, bundle, &err)))
         code = run(c, &s, bundle, events, &err);
     if (err.msg[0])
         fprintf(stderr, "moontide: %s\n", err.msg);

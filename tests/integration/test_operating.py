@@ -311,6 +311,25 @@ def test_a_dry_run_shows_effects_and_changes_nothing(database, make_host):
     assert "mail.send" in done.stdout and "ann@example.com" in done.stdout
     assert count(database, "notifications") == 0
     assert count(database, "event_inbox") == 0
+
+    # --last: of the types that the handler subscribes to, however many others came later.
+    host.handler("some", """
+        return { subscribes = { "Invoice*", "order.*", "!order.test" }, handle = function() end }""")
+    host.handler("every", 'return { subscribes = { "*" }, handle = function() end }')
+    ids = {type: database.publish(type, "T", KEY, {}) for type in (
+        "order.paid", "InvoiceIssued", "order.test", "order.a.b", "Other")}
+
+    def last(handler, n):
+        done = host.cli("dry-run", handler, "--last", str(n), "--json", "-c", str(host.conf))
+        return [run["event"] for run in json.loads(done.stdout)]
+
+    assert last("some", 1) == [ids["InvoiceIssued"]]
+    assert last("some", 3) == [id, ids["order.paid"], ids["InvoiceIssued"]]
+    assert last("every", 2) == [ids["order.a.b"], ids["Other"]]
+    host.handler("none", 'return { subscribes = { "Never" }, handle = function() end }')
+    none = host.cli("dry-run", "none", "--last", "1", "-c", str(host.conf), check=False)
+    assert none.returncode == 4 and "no event" in none.stderr
+
     bad = host.cli("dry-run", "nobody", "--last", "1", "-c", str(host.conf), check=False)
     assert bad.returncode == 4 and "nobody" in bad.stderr
 
