@@ -23,6 +23,7 @@ struct series {
     double value; /* a histogram's sum */
     double count;
     double *buckets; /* histograms only: observations per bound, not summed */
+    bool is_hidden;
 };
 
 struct family {
@@ -222,11 +223,19 @@ struct series *metrics_own(struct metrics *m, enum metric_kind kind,
 void series_add(struct series *s, double n)
 {
     s->value += n;
+    s->is_hidden = false;
 }
 
 void series_set(struct series *s, double value)
 {
     s->value = value;
+    s->is_hidden = false;
+}
+
+void series_hide(struct series *s)
+{
+    s->value = 0;
+    s->is_hidden = true;
 }
 
 double series_value(const struct series *s)
@@ -249,6 +258,12 @@ void metrics_zero(struct metrics *m, enum metric_id id)
 {
     for (struct series *s = m->fixed[id].series; s; s = s->next)
         s->value = 0;
+}
+
+void metrics_hide(struct metrics *m, enum metric_id id)
+{
+    for (struct series *s = m->fixed[id].series; s; s = s->next)
+        series_hide(s);
 }
 
 void metrics_on_render(struct metrics *m, metrics_collect_fn *fn, void *arg)
@@ -294,6 +309,8 @@ static void add_series(struct buf *out, const struct family *f,
         add_histogram(out, f, s);
         return;
     }
+    if (s->is_hidden)
+        return;
     buf_printf(out, *s->labels ? "%s{%s}" : "%s%s", f->name, s->labels);
     add_number(out, s->value);
 }

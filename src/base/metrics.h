@@ -52,6 +52,11 @@ void series_observe(struct series *s, double value, unsigned times);
 /* Set every series of a family to 0, so that a collector can start afresh. */
 void metrics_zero(struct metrics *m, enum metric_id id);
 
+/* Not rendered until it is set or added to again: what is not known is better
+ * absent than wrong. Not for histograms. */
+void series_hide(struct series *s);
+void metrics_hide(struct metrics *m, enum metric_id id); /* the whole family */
+
 typedef void metrics_collect_fn(void *arg);
 void metrics_on_render(struct metrics *m, metrics_collect_fn *fn, void *arg);
 

@@ -280,3 +280,27 @@ def test_offsets_set_back_in_the_group_do_not_repeat_what_was_handled(
     wait_for(lambda: host.metric("moontide_source_lag") == 0, 10, "lag 0")
     assert count(database) == 51
     assert host.metric("moontide_duplicates_total") == 0
+
+
+def test_the_lag_of_a_partition_is_not_told_before_it_is_known(topics, make_host):
+    """moontide_source_lag is absent until the partition's end is known, never a false 0."""
+    topic = topics.create("events", 4)
+    records = [(f"k{n}", envelope(n, aggregate_id=f"k{n}"), None) for n in range(200)]
+    topics.produce(topic, records)
+    ends = {f"{topic}/{p}": end for p, end in topics.ends(topic).items()}
+    host = make_host(settings={
+        "kafka": {"brokers": topics.bootstrap, "topics": [topic], "group_id": topics.prefix},
+        "rdkafka": QUICK_GROUP, "drain_timeout": "200ms"}, handlers={"waits": """
+local timer = require "moontide.timer"
+return { subscribes = { "*" }, start = "earliest", timeout = "10m",
+  handle = function() timer.sleep("5m") end }"""}).spawn()
+    wait_for(lambda: host.port, 20, "the address")
+
+    def all_told():
+        told = {sample: value for sample, value in host.metrics().items()
+                if sample.startswith("moontide_source_lag{")}
+        assert all(value > 0 for value in told.values()), told
+        return len(told) == len(ends) and told
+    told = host.wait(all_told, 30, "the lag of all partitions")
+    assert sorted(told.values()) == sorted(ends.values())
+    host.stop()

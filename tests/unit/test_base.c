@@ -235,6 +235,30 @@ static void metrics_render_as_prometheus_text(void **state)
     metrics_free(m);
 }
 
+/* What is not known is absent, until it is known again. */
+static void a_hidden_series_is_not_rendered(void **state)
+{
+    struct metrics *m = metrics_new();
+    struct series *one = metrics_get(m, M_SOURCE_LAG, "kafka", "t/1");
+    struct series *two = metrics_get(m, M_SOURCE_LAG, "kafka", "t/2");
+    struct buf out = {0};
+
+    (void)state;
+    series_set(one, 5);
+    series_set(two, 6);
+    metrics_hide(m, M_SOURCE_LAG);
+    series_set(two, 0);
+    metrics_render(m, false, &out);
+    assert_null(strstr(buf_text(&out), "t/1"));
+    assert_non_null(strstr(out.ptr, "partition=\"t/2\"} 0\n"));
+    out.len = 0;
+    series_add(one, 2);
+    metrics_render(m, false, &out);
+    assert_non_null(strstr(buf_text(&out), "partition=\"t/1\"} 2\n"));
+    buf_fini(&out);
+    metrics_free(m);
+}
+
 /* Reliability 4: a hard cap on series, whatever comes in. */
 static void a_flood_of_labels_ends_in_other(void **state)
 {
@@ -301,6 +325,7 @@ int main(void)
         cmocka_unit_test(times_survive_printing_and_parsing),
         cmocka_unit_test(whatever_text_becomes_json),
         cmocka_unit_test(metrics_render_as_prometheus_text),
+        cmocka_unit_test(a_hidden_series_is_not_rendered),
         cmocka_unit_test(a_flood_of_labels_ends_in_other),
         cmocka_unit_test(a_log_line_cannot_be_forged),
     };
