@@ -86,6 +86,35 @@ class Server:
             self.process.wait()
 
 
+class Authority:
+    """A certificate authority of its own, and certificates for 127.0.0.1."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.ca, self.ca_key = self.folder / "ca.pem", self.folder / "ca.key"
+        self.openssl("req", "-x509", "-keyout", self.ca_key, "-out", self.ca, "-subj",
+                     f"/CN={self.folder.name}", "-days", "2", *self.NEW_KEY)
+
+    NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc")
+
+    def openssl(self, *args):
+        done = subprocess.run(["openssl", *(str(a) for a in args)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"openssl {args[0]}: {done.stderr}")
+
+    def issue(self, name):
+        """A certificate for localhost and 127.0.0.1: its path and its key's."""
+        cert, key, wish = (self.folder / f"{name}.{end}" for end in ("pem", "key", "csr"))
+        names = self.folder / f"{name}.names"
+        names.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        self.openssl("req", "-new", "-keyout", key, "-out", wish, "-subj", f"/CN={name}",
+                     *self.NEW_KEY)
+        self.openssl("x509", "-req", "-in", wish, "-out", cert, "-CA", self.ca, "-CAkey",
+                     self.ca_key, "-CAcreateserial", "-days", "2", "-extfile", names)
+        return cert, key
+
+
 class Postgres(Server):
     """A cluster of its own. The server refuses to run as root, so root hands
     it to the user `postgres`, which Debian's package makes."""
@@ -195,10 +224,26 @@ log.cleaner.dedupe.buffer.size=16777216
     JVM = ["-Xmx768m", "-Xms256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
            "-Xshare:auto", "-Djava.awt.headless=true"]
 
-    def __init__(self, folder):
+    #: The second listener, for who asks for one: users with passwords over TLS.
+    SECURE = """
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller},SASL_SSL://127.0.0.1:{secure}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secure}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256
+ssl.keystore.type=PKCS12
+ssl.keystore.location={folder}/broker.p12
+ssl.keystore.password=changeit
+listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_{user}="{password}";
+listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+"""
+    USER, PASSWORD = "moon", "tide and ebb"
+
+    def __init__(self, folder, authority=None):
         super().__init__(folder)
         self.port, self.controller = free_port(), free_port()
         self.bootstrap = f"127.0.0.1:{self.port}"
+        self.authority = authority
+        self.secure = free_port() if authority else None
 
     @property
     def properties(self):
@@ -211,12 +256,22 @@ log.cleaner.dedupe.buffer.size=16777216
         if not KAFKA_LIBS.is_dir():
             raise RuntimeError("no jars of Apache Kafka: run ./dev deps")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.properties.write_text(self.PROPERTIES.format(
-            port=self.port, controller=self.controller, folder=self.folder))
         cluster = str(uuid.uuid4()).replace("-", "")[:22]
-        subprocess.run(self.java("kafka.tools.StorageTool", "format", "--standalone",
-                                 "-t", cluster, "-c", str(self.properties)),
-                       check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        argv = self.java("kafka.tools.StorageTool", "format", "--standalone",
+                         "-t", cluster, "-c", str(self.properties))
+        text = self.PROPERTIES
+        if self.authority:
+            # Of two lines with the same name the later one counts.
+            text += self.SECURE
+            argv += ["--add-scram",
+                     f"SCRAM-SHA-256=[name={self.USER},password={self.PASSWORD}]"]
+            cert, key = self.authority.issue("broker")
+            self.authority.openssl("pkcs12", "-export", "-in", cert, "-inkey", key, "-out",
+                                   self.folder / "broker.p12", "-passout", "pass:changeit")
+        self.properties.write_text(text.format(
+            port=self.port, controller=self.controller, folder=self.folder,
+            secure=self.secure, user=self.USER, password=self.PASSWORD))
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
         return self
 
     def start(self):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tools"), str(Path(__file__).resolve().parent)]
 
 from harness import Catcher, Database, Host, Topics  # noqa: E402
-from servers import Kafka, Postgres  # noqa: E402
+from servers import Authority, Kafka, Postgres  # noqa: E402
 
 numbers = itertools.count(1)
 
@@ -45,8 +45,14 @@ def postgres(scratch):
 
 
 @pytest.fixture(scope="session")
-def kafka(scratch):
-    server = Kafka(scratch / "kafka").init().start()
+def authority(scratch):
+    """Who signs the certificates of the servers under test."""
+    return Authority(scratch / "authority")
+
+
+@pytest.fixture(scope="session")
+def kafka(scratch, authority):
+    server = Kafka(scratch / "kafka", authority).init().start()
     yield server
     server.stop()
 

@@ -1,0 +1,231 @@
+"""Connections as they are in earnest: TLS, passwords, poolers, several databases."""
+
+import json
+from urllib.parse import quote
+
+import psycopg2
+import pytest
+from harness import Catcher, Database, envelope
+from scenes import (QUICK_GROUP, assert_once_and_in_order, count, make_seen, recorder,
+                    wait_count)
+from servers import Authority, Postgres, Server, free_port, wait_for
+
+# --- Kafka with TLS and passwords ------------------------------------------------
+
+
+def secure_kafka(kafka, topic, group, mechanism, **more):
+    return {"kafka": {"brokers": f"127.0.0.1:{kafka.secure}", "topics": [topic],
+                      "group_id": group},
+            "rdkafka": {**QUICK_GROUP, "security.protocol": "SASL_SSL",
+                        "ssl.ca.location": str(kafka.authority.ca),
+                        "sasl.mechanism": mechanism, "sasl.username": kafka.USER,
+                        "sasl.password": kafka.PASSWORD, **more}}
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
+def test_kafka_with_tls_and_a_password(database, kafka, topics, make_host, mechanism):
+    """Interfaces 2: any rdkafka.* key passes through; consumer and producer both use them."""
+    make_seen(database)
+    topic = topics.create("events", 2)
+    settings = secure_kafka(kafka, topic, topics.prefix, mechanism)
+    settings["database"] = {"url": database.url}
+    host = make_host(settings=settings, handlers={"recorder": recorder()})
+    assert host.cli("check", "-c", str(host.conf)).returncode == 0
+    host.start()
+    topics.produce(topic, [("k", envelope(n, aggregate_id="k"), None) for n in range(20)])
+    wait_count(host, database, 20)
+    host.wait(lambda: sum(max(o, 0) for o in topics.committed(topic, topics.prefix).values()) == 20,
+              20, "the group's offsets")
+    host.wait(lambda: host.metric("moontide_kafka_connected") == 1, 20, "the metric")
+    shown = host.ask("/v1/settings").body.decode()
+    assert kafka.PASSWORD not in shown and kafka.PASSWORD not in host.log_text()
+    assert host.stop() == 0
+
+
+def test_a_wrong_password_or_a_wrong_authority_is_said(database, kafka, topics, make_host, tmp_path):
+    """Who cannot log in is told why, is not ready, and does not end."""
+    topic = topics.create("events", 1)
+    other = Authority(tmp_path / "other")
+    for wrong, word in (({"sasl.password": "wrong"}, "uthentication"),
+                        ({"ssl.ca.location": str(other.ca)}, "certificate")):
+        settings = secure_kafka(kafka, topic, topics.prefix, "SCRAM-SHA-256", **wrong)
+        settings["database"] = {"url": database.url}
+        host = make_host(settings=settings, handlers={"recorder": recorder()}).start()
+        host.wait(lambda: any(word in line.get("reason", "") for line in
+                              host.log_lines("client error")), 30, f"{word} in the log")
+        reply = host.ask("/readyz")
+        assert reply.status == 503 and "Kafka" in reply.body.decode()
+        assert host.metric("moontide_kafka_connected") == 0
+        assert host.stop() == 0
+
+
+# --- PostgreSQL with TLS and a password --------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tls_postgres(scratch, authority):
+    """A cluster where the user `app` must come over TLS with a password."""
+    server = Postgres(scratch / "pg.tls").init()
+    cert, key = authority.issue("database")
+    for name, source in (("server.pem", cert), ("server.key", key)):
+        path = server.data / name
+        path.write_bytes(source.read_bytes())
+        path.chmod(0o600)
+        if server.user:
+            import shutil
+            shutil.chown(path, server.user, server.user)
+    rules = server.data / "pg_hba.conf"
+    rules.write_text("hostssl all app 127.0.0.1/32 scram-sha-256\n"
+                     "host all app all reject\n"
+                     "host all postgres 127.0.0.1/32 trust\n")
+    server.settings.update(ssl="on", ssl_cert_file="server.pem", ssl_key_file="server.key")
+    server.start()
+    server.query("create role app login password 'p@ss/word' superuser")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def tls_database(tls_postgres):
+    name = f"tls{free_port()}"
+    tls_postgres.query(f"create database {name}")
+    yield Database(tls_postgres, name)
+    tls_postgres.query(f"drop database {name} with (force)")
+
+
+def tls_url(database, ca, host="127.0.0.1", mode="verify-full"):
+    return (f"postgres://app:{quote('p@ss/word', safe='')}@{host}:{database.server.port}/"
+            f"{database.name}?sslmode={mode}&sslrootcert={ca}")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "localhost"])
+def test_postgresql_with_tls_and_a_password(tls_database, authority, make_host, address):
+    """sslmode=verify-full for migrate, the host, the outbox reader and the workers."""
+    database = tls_database
+    make_seen(database)
+    host = make_host(settings={"database": {"url": tls_url(database, authority.ca, address)},
+                               "outbox": {"interval": "50ms"}},
+                     handlers={"recorder": recorder()})
+    host.cli("migrate", "up", "-c", str(host.conf))
+    host.start()
+    for n in range(10):
+        database.publish("T", "A", "00000000-0000-4000-8000-000000000001", {"n": n})
+    wait_count(host, database, 10)
+    rows = database.query("""select a.application_name, bool_and(s.ssl)
+        from pg_stat_activity a join pg_stat_ssl s using (pid)
+        where a.usename = 'app' group by 1""")
+    assert all(ssl for _, ssl in rows)
+    assert {"moontide host"} < {name for name, _ in rows}, rows
+    assert any(name.startswith("moontide worker") for name, _ in rows)
+    assert "p@ss" not in host.log_text() and "p%40ss" not in host.log_text()
+    assert host.stop() == 0
+
+
+def test_a_database_that_cannot_prove_itself_is_refused(tls_database, make_host, tmp_path):
+    other = Authority(tmp_path / "other")
+    host = make_host(settings={"database": {"url": tls_url(tls_database, other.ca)}},
+                     handlers={"recorder": recorder()})
+    done = host.cli("migrate", "up", "-c", str(host.conf), check=False)
+    assert done.returncode != 0 and "certificate verify failed" in done.stderr
+    host.spawn()
+    host.wait(lambda: "certificate verify failed" in host.log_text() and host.port, 20,
+              "the reason in the log")
+    assert host.ask("/readyz").status == 503
+    assert host.metric("moontide_database_connected", name="main") == 0
+    assert host.stop() == 0
+
+
+# --- static membership ---------------------------------------------------------------------
+
+
+def test_a_restart_with_static_membership_moves_no_partition(database, topics, make_host):
+    """kafka.instance_id: within the session's timeout the group does not notice."""
+    make_seen(database)
+    topic = topics.create("events", 4)
+    hosts = []
+    for name in ("a", "b"):
+        hosts.append(make_host(settings={
+            "database": {"url": database.url}, "outbox": {"enabled": "off"},
+            "workers": {"count": 1},
+            "kafka": {"brokers": topics.bootstrap, "topics": [topic],
+                      "group_id": topics.prefix, "instance_id": f"host-{name}"},
+            "rdkafka": {"session.timeout.ms": 30000, "heartbeat.interval.ms": 300}},
+            handlers={"recorder": recorder()}))
+        hosts[-1].start()
+        hosts[-1].wait(lambda: owned(hosts[-1]), 40, "partitions")
+    a, b = hosts
+    b.wait(lambda: len(owned(a)) == 2 and len(owned(b)) == 2, 40, "two partitions each")
+    before, rebalances = (owned(a), owned(b)), b.metric("moontide_kafka_rebalances_total")
+    sent = 0
+
+    def write(number):
+        nonlocal sent
+        topics.produce(topic, [(f"k{n % 23}", envelope(n, aggregate_id=f"k{n % 23}"), None)
+                               for n in range(sent, sent + number)])
+        sent += number
+
+    write(200)
+    wait_count(b, database, 200)
+    assert a.stop() == 0
+    write(200)
+    a.start()
+    a.wait(lambda: owned(a) == before[0], 25, "its partitions again")
+    write(200)
+    wait_count(a, database, 600)
+    assert owned(b) == before[1]
+    assert b.metric("moontide_kafka_rebalances_total") == rebalances
+    assert_once_and_in_order(database, "recorder", {
+        f"00000000-0000-4000-8000-{n:012d}": (f"k{n % 23}", n) for n in range(sent)})
+
+
+def owned(host):
+    reply = host.ask("/v1/sources")
+    return sorted(p["partition"] for p in reply.json()["partitions"]
+                  if p["source"] == "kafka" and p["state"] == "running") if reply else []
+
+
+# --- jit = true --------------------------------------------------------------------------------------
+
+LOOPS = """
+return { subscribes = { "Loop" }, start = "earliest", timeout = "20s", %s
+  retry = { max_attempts = 1 },
+  handle = function(event, ctx)
+    local sum = 0
+    repeat
+      for i = 1, event.payload.n do sum = sum + i end
+    until not event.payload.forever
+    if sum ~= event.payload.sum then return ctx.dead("sum " .. sum) end
+  end }
+"""
+
+
+def test_a_handler_with_jit_is_compiled_and_still_limited(database, make_host):
+    """HANDLERS: jit compiles hot loops; an endless one ends with its worker."""
+    number = 50_000_000
+    host = make_host(settings={"database": {"url": database.url}, "outbox": {"interval": "50ms"},
+                               "workers": {"count": 1, "soft_limit": "10s", "hard_limit": "12s"}},
+                     handlers={"plain": LOOPS % "", "compiled": LOOPS % "jit = true,"}).start()
+    key = "00000000-0000-4000-8000-000000000001"
+    database.publish("Loop", "A", key, {"n": number, "sum": number * (number + 1) // 2})
+    host.wait(lambda: all(host.metric("moontide_settled_total", handler=name, how="ack") == 1
+                          for name in ("plain", "compiled")), 60, "both loops")
+    host.wait(lambda: all(host.metric("moontide_handler_cpu_seconds_total", handler=name) > 0
+                          for name in ("plain", "compiled")), 20, "CPU time of both")
+    cpu = {name: host.metric("moontide_handler_cpu_seconds_total", handler=name)
+           for name in ("plain", "compiled")}
+    assert cpu["compiled"] < cpu["plain"] / 1.5, cpu
+    assert host.stop() == 0
+
+    # Compiled code cannot be interrupted: the hard limit ends the worker.
+    host.settings["workers"] = {"count": 1, "soft_limit": "100ms", "hard_limit": "600ms"}
+    (host.handlers / "plain.lua").unlink()
+    host.write_conf()
+    host.start()
+    id = database.publish("Loop", "A", key, {"n": 1000, "forever": True})
+    wait_count(host, database, 1, "event_dead_letters", timeout=60)
+    assert database.query("select handler, event_id::text, class from event_dead_letters") == [
+        ("compiled", id, "limit")]
+    database.publish("Loop", "A", key, {"n": 7, "sum": 28})
+    host.wait(lambda: host.metric("moontide_settled_total", handler="compiled", how="ack") == 1, 30,
+              "the next event")
+    assert host.stop() == 0
