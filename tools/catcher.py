@@ -4,7 +4,8 @@
 An SMTP server and an HTTP server on 127.0.0.1. What arrives is kept in memory
 for the page at / (newest first; /items.json for programs), appended to a file
 as JSON lines and printed as one line. Mail to refuse@… is refused for good and
-every third mail to busy@… is put off, so that failures can be watched too.
+every third mail to busy@… is put off, so that failures can be watched too. With a
+certificate it offers STARTTLS (or TLS at once), with a login it wants that one.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import email.policy
 import html
 import json
 import signal
+import ssl
 import sys
 import threading
 from datetime import datetime, timezone
@@ -20,6 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
 
 KEPT = 500
 
@@ -62,9 +65,31 @@ class Mail:
         body = message.get_body(("plain", "html"))
         self.catch.add("mail", f"{', '.join(envelope.rcpt_tos)}: {message['subject']}",
                        sender=envelope.mail_from, to=envelope.rcpt_tos,
+                       login=session.auth_data, tls=session.ssl is not None,
                        headers={k: str(v) for k, v in message.items()},
                        body=body.get_content() if body else "")
         return "250 OK"
+
+
+def smtp_options(args):
+    """Arguments of the SMTP server for what the command line asks for."""
+    options = {}
+    if args.tls_cert:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(args.tls_cert, args.tls_key)
+        options["ssl_context" if args.tls_at_once else "tls_context"] = context
+    if args.login:
+        user, _, password = args.login.partition(":")
+
+        def check(server, session, envelope, mechanism, data):
+            good = (data.login, data.password) == (user.encode(), password.encode())
+            return AuthResult(success=good, handled=False, auth_data=f"{user} by {mechanism}")
+
+        # aiosmtpd counts only STARTTLS as TLS.
+        options.update(authenticator=check, auth_required=True,
+                       auth_require_tls=not args.tls_at_once,
+                       auth_exclude_mechanism=args.without)
+    return options
 
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>caught</title>
@@ -123,10 +148,16 @@ def main():
     parser.add_argument("--smtp-port", type=int, default=1025)
     parser.add_argument("--http-port", type=int, default=8025)
     parser.add_argument("--out", type=Path, default=Path("caught.jsonl"))
+    parser.add_argument("--tls-cert", type=Path)
+    parser.add_argument("--tls-key", type=Path)
+    parser.add_argument("--tls-at-once", action="store_true", help="smtps, not STARTTLS")
+    parser.add_argument("--login", metavar="USER:PASSWORD")
+    parser.add_argument("--without", action="append", default=[], metavar="MECHANISM")
     args = parser.parse_args()
 
     catch = Catch(args.out)
-    mail = Controller(Mail(catch), hostname="127.0.0.1", port=args.smtp_port)
+    mail = Controller(Mail(catch), hostname="127.0.0.1", port=args.smtp_port,
+                      **smtp_options(args))
     mail.start()
     web = ThreadingHTTPServer(("127.0.0.1", args.http_port), web_handler(catch))
     web.daemon_threads = True

@@ -94,6 +94,8 @@ bool config_load(struct settings *s, const struct config_source *from,
     find_folder(&s->handlers_path, base, "handlers");
     find_folder(&s->handlers_lua, base, "lua");
     find_folder(&s->templates_path, base, "templates");
+    if (*s->mail_ca_file)
+        make_absolute(&s->mail_ca_file, base);
     return settings_check(s, err);
 }
 

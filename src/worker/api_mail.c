@@ -138,8 +138,10 @@ static void add_attachments(lua_State *L, struct mail_op *op, int list)
     }
 }
 
-static void set_server(CURL *easy, const char *url, long timeout)
+static void set_server(const struct runtime *rt, CURL *easy, const char *url,
+                       long timeout)
 {
+    const char *ca = runtime_text(rt, "mail.ca_file", "");
     bool has_user = strchr(url, '@') != NULL;
 
     curl_easy_setopt(easy, CURLOPT_URL, url);
@@ -148,6 +150,8 @@ static void set_server(CURL *easy, const char *url, long timeout)
     /* A password does not travel in the clear. */
     curl_easy_setopt(easy, CURLOPT_USE_SSL,
                      has_user ? (long)CURLUSESSL_ALL : (long)CURLUSESSL_TRY);
+    if (*ca)
+        curl_easy_setopt(easy, CURLOPT_CAINFO, ca);
     curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, timeout > 0 ? timeout : 1L);
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
 }
@@ -176,7 +180,7 @@ static int l_send(lua_State *L)
     op->headers = read_list(L, 3);
     add_body(L, op, 4, 5);
     add_attachments(L, op, 6);
-    set_server(op->easy, url, (long)luaL_optinteger(L, 7, TIMEOUT_MS));
+    set_server(rt, op->easy, url, (long)luaL_optinteger(L, 7, TIMEOUT_MS));
     curl_easy_setopt(op->easy, CURLOPT_MAIL_FROM, from);
     curl_easy_setopt(op->easy, CURLOPT_MAIL_RCPT, op->recipients);
     curl_easy_setopt(op->easy, CURLOPT_HTTPHEADER, op->headers);

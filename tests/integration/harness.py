@@ -260,12 +260,12 @@ class Host:
 class Catcher(Server):
     """tools/catcher.py with ports of its own."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *options):
         super().__init__(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.smtp, self.http = free_port(), free_port()
         self.spawn([sys.executable, ROOT / "tools/catcher.py", "--smtp-port", self.smtp,
-                    "--http-port", self.http, "--out", self.folder / "caught.jsonl"])
+                    "--http-port", self.http, "--out", self.folder / "caught.jsonl", *options])
         self.await_ready(lambda: self.items() is not None, 20, "the catcher")
 
     def items(self, kind=None):

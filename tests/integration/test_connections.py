@@ -135,6 +135,95 @@ def test_a_database_that_cannot_prove_itself_is_refused(tls_database, make_host,
     assert host.stop() == 0
 
 
+# --- mail with a login -----------------------------------------------------------------
+
+MAILS = """
+local mail = require "moontide.mail"
+return {
+  subscribes = { "Mail" }, start = "earliest", allow = { mail = true },
+  retry = { max_attempts = 1 },
+  handle = function(event, ctx)
+    local ok, err = mail.send { to = "ann@example.com", subject = "n" .. event.payload.n, text = "hi" }
+    if not ok then return ctx.dead(err) end
+  end,
+}
+"""
+
+LOGIN = "relay@example.com:p@ss:w/rd"
+
+
+def login_url(scheme, catcher, password="p@ss:w/rd", host="localhost"):
+    return (f"{scheme}://{quote('relay@example.com', safe='')}:{quote(password, safe='')}"
+            f"@{host}:{catcher.smtp}")
+
+
+@pytest.fixture
+def make_catcher(tmp_path):
+    catchers = []
+
+    def make(*options):
+        catchers.append(Catcher(tmp_path / f"catcher{len(catchers)}", *options))
+        return catchers[-1]
+
+    yield make
+    for catcher in catchers:
+        catcher.end()
+
+
+def mail_host(make_host, database, url, **more):
+    host = make_host(settings={"database": {"url": database.url}, "outbox": {"interval": "50ms"},
+                               "mail": {"url": url, "from": "demo@example.com", **more}},
+                     handlers={"mails": MAILS}).start()
+    database.publish("Mail", "A", "00000000-0000-4000-8000-000000000001", {"n": 1})
+    return host
+
+
+@pytest.mark.parametrize("scheme,without,mechanism", [
+    ("smtp", "LOGIN", "PLAIN"), ("smtp", "PLAIN", "LOGIN"), ("smtps", "LOGIN", "PLAIN")])
+def test_mail_with_a_login(database, authority, make_host, make_catcher, scheme, without, mechanism):
+    """mail.url with user and password: STARTTLS or smtps, AUTH PLAIN or LOGIN."""
+    cert, key = authority.issue("mail")
+    at_once = ("--tls-at-once",) if scheme == "smtps" else ()
+    catcher = make_catcher("--tls-cert", cert, "--tls-key", key, "--login", LOGIN,
+                           "--without", without, *at_once)
+    host = mail_host(make_host, database, login_url(scheme, catcher),
+                     ca_file=str(authority.ca))
+    host.wait(lambda: catcher.items("mail") or count(database, "event_dead_letters"), 20, "the mail")
+    assert database.query("select error from event_dead_letters") == []
+    mail = catcher.items("mail")[0]
+    assert mail["summary"] == "ann@example.com: n1"
+    assert mail["login"] == f"relay@example.com by {mechanism}"
+    assert "p@ss" not in host.log_text() and "p%40ss" not in host.log_text()
+
+
+def dead_letter(host, database):
+    wait_count(host, database, 1, "event_dead_letters", timeout=20)
+    return database.query("select class, error from event_dead_letters")[0]
+
+
+def test_a_login_that_is_refused_is_an_error_of_the_call(database, authority, make_host, make_catcher):
+    cert, key = authority.issue("mail")
+    catcher = make_catcher("--tls-cert", cert, "--tls-key", key, "--login", LOGIN)
+    host = mail_host(make_host, database, login_url("smtp", catcher, "wrong"),
+                     ca_file=str(authority.ca))
+    kind, error = dead_letter(host, database)
+    assert kind == "permanent" and "wrong" not in error, (kind, error)
+    assert catcher.items("mail") == []
+
+
+def test_a_password_does_not_travel_in_the_clear(database, authority, make_host, make_catcher):
+    """Neither to a server without TLS nor to one whose certificate nobody vouches for."""
+    cert, key = authority.issue("mail")
+    for options in ((), ("--tls-cert", cert, "--tls-key", key, "--login", LOGIN)):
+        catcher = make_catcher(*options)
+        host = mail_host(make_host, database, login_url("smtp", catcher))
+        kind, error = dead_letter(host, database)
+        assert kind == "transient" and "p@ss" not in error, (kind, error)
+        assert catcher.items("mail") == []
+        host.stop()
+        database.query("delete from event_dead_letters")
+
+
 # --- static membership ---------------------------------------------------------------------
 
 
