@@ -72,6 +72,46 @@ static void find_folder(char **path, const char *base, const char *fallback)
     free(name);
 }
 
+/* databases.<name>.url_file: the url is what the file says. */
+static bool read_url_file(json_t *database, const char *name, const char *base,
+                          struct err *err)
+{
+    const char *path = json_string_value(json_object_get(database, "url_file"));
+    char text[4096], *full;
+    size_t len;
+    FILE *file;
+
+    if (!path || json_object_get(database, "url"))
+        return true;
+    full = xstrdup(path);
+    make_absolute(&full, base);
+    file = fopen(full, "re");
+    if (!file) {
+        err_set(err, ERR_PERMANENT, "databases.%s.url_file: cannot read %s: %m",
+                name, full);
+        free(full);
+        return false;
+    }
+    free(full);
+    len = fread(text, 1, sizeof(text) - 1, file);
+    fclose(file);
+    while (len > 0 && strchr(" \r\n\t", text[len - 1]))
+        len--;
+    json_object_set_new(database, "url", json_stringn(text, len));
+    return true;
+}
+
+static bool read_url_files(json_t *databases, const char *base, struct err *err)
+{
+    const char *name;
+    json_t *database;
+
+    json_object_foreach(databases, name, database)
+        if (!read_url_file(database, name, base, err))
+            return false;
+    return true;
+}
+
 bool config_load(struct settings *s, const struct config_source *from,
                  struct err *err)
 {
@@ -96,7 +136,7 @@ bool config_load(struct settings *s, const struct config_source *from,
     find_folder(&s->templates_path, base, "templates");
     if (*s->mail_ca_file)
         make_absolute(&s->mail_ca_file, base);
-    return settings_check(s, err);
+    return read_url_files(s->databases, base, err) && settings_check(s, err);
 }
 
 const char *config_share_dir(void)

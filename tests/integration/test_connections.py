@@ -273,6 +273,60 @@ def owned(host):
                   if p["source"] == "kafka" and p["state"] == "running") if reply else []
 
 
+# --- other databases ---------------------------------------------------------------------------
+
+REPORTS = """
+local db = require "moontide.db"
+local reports = db.use("reports")
+return { subscribes = { "*" }, start = "earliest", allow = { db = { "reports" } },
+  retry = { max_attempts = 2, base = "10ms" },
+  handle = function(event, ctx)
+    if event.payload.main then return ctx.dead(select(2, pcall(db.query, "select 1"))) end
+    if event.payload.other then return ctx.dead(select(2, pcall(db.use("other").query, "select 1"))) end
+    local ok, err = reports.transaction(function(tx)
+      assert(tx:exec("insert into lines (id, n) values ($1, $2)", event.id, event.payload.n))
+      if event.payload.back then return nil, "not this one" end
+    end)
+    local rows = assert(reports.query("select count(*) as n from lines where id = $1", event.id))
+    if rows[1].n ~= (event.payload.back and 0 or 1) then return ctx.dead("count " .. tostring(rows[1].n)) end
+    if event.payload.copy then
+      assert(reports.copy("lines", { "id", "n" }, { { event.id .. "-2", 7 } }))
+      assert(reports.exec("update lines set n = 8 where id = $1", event.id .. "-2") == 1)
+    end
+  end }
+"""
+
+
+def test_handlers_reach_the_databases_they_may_and_no_other(postgres, database, make_host):
+    """Interfaces 2 and 7: databases.<name>, db.use(name), allow = { db = { name } }."""
+    name = f"reports{free_port()}"
+    postgres.query(f"create database {name}")
+    reports = Database(postgres, name)
+    try:
+        reports.query("create table lines (id text primary key, n int)")
+        host = make_host(settings={"database": {"url": database.url},
+                                   "outbox": {"interval": "50ms"},
+                                   "databases": {"reports": {"url_file": "reports.url"}}},
+                         handlers={"reports": REPORTS})
+        (host.folder / "reports.url").write_text(reports.url + "\n")
+        host.start()
+        key = "00000000-0000-4000-8000-000000000001"
+        ids = [database.publish("T", "A", key, {"n": n, **more}) for n, more in enumerate(
+            ({}, {"back": True}, {"copy": True}, {"main": True}, {"other": True}))]
+        wait_count(host, database, 2, "event_dead_letters")
+        errors = dict(database.query("select event_id::text, error from event_dead_letters"))
+        assert "allow = { db = true }" in errors[ids[3]]
+        assert '"other"' in errors[ids[4]]
+        assert set(reports.query("select id, n from lines")) == {
+            (ids[0], 0), (ids[2], 2), (ids[2] + "-2", 8)}
+        host.wait(lambda: host.metric("moontide_database_connected", name="reports") == 1, 20,
+                  "the metric of the second database")
+        assert reports.url not in host.ask("/v1/settings").body.decode()
+        assert host.stop() == 0
+    finally:
+        postgres.query(f"drop database {name} with (force)")
+
+
 # --- jit = true --------------------------------------------------------------------------------------
 
 LOOPS = """
