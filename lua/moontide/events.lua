@@ -122,12 +122,14 @@ function M.publish(event)
   local started = prim.clock()
   if has_database() then
     result, err = store(e)
-    if result then prim.stored(started) end
+    if result then
+      prim.stored(started)
+      prim.raised(e.aggregate_type, e.type)
+    end
   else
-    result, err = produce(e)
+    result, err = produce(e) -- the host counts it
   end
   host.effect_done("events", err == nil)
-  if result then prim.raised(e.aggregate_type, e.type) end
   return result, err
 end
 

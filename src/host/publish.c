@@ -124,6 +124,18 @@ static struct slice member(const json_t *ev, const char *name)
     return slice_of(json_string_value(json_object_get(ev, name)));
 }
 
+struct headers {
+    struct kafka_header list[7];
+    size_t n;
+};
+
+static void add_header(struct headers *hs, struct slice name,
+                       struct slice value)
+{
+    if (value.ptr)
+        hs->list[hs->n++] = (struct kafka_header){name, value};
+}
+
 struct produced {
     struct publication *p;
     struct series *ok, *failed;
@@ -148,26 +160,33 @@ static void produce(struct publication *p)
     p->waiting = json_array_size(p->envelopes) + 1;
     json_array_foreach(p->envelopes, i, ev) {
         struct produced *one = xcalloc(1, sizeof(*one));
-        char *text, *topic;
+        const json_t *about = json_object_get(ev, "metadata");
+        struct headers hs = {.n = 0};
+        char *text, *topic, version[24];
 
         complete(ev);
         text = json_dumps(ev, JSON_COMPACT);
         topic = xasprintf("%s%s", h->settings.publish_topic_prefix,
                           member(ev, "aggregateType").ptr);
-        struct kafka_header headers[] = {
-            {SLICE_LIT("id"), member(ev, "id")},
-            {SLICE_LIT("type"), member(ev, "eventType")},
-            {SLICE_LIT("aggregate_type"), member(ev, "aggregateType")},
-            {SLICE_LIT("occurred_at"), member(ev, "occurredAt")},
-        };
-
+        snprintf(
+            version, sizeof(version), "%lld",
+            (long long)json_integer_value(json_object_get(ev, "eventVersion")));
+        add_header(&hs, SLICE_LIT("id"), member(ev, "id"));
+        add_header(&hs, SLICE_LIT("type"), member(ev, "eventType"));
+        add_header(&hs, SLICE_LIT("aggregate_type"),
+                   member(ev, "aggregateType"));
+        add_header(&hs, SLICE_LIT("version"), slice_of(version));
+        add_header(&hs, SLICE_LIT("occurred_at"), member(ev, "occurredAt"));
+        add_header(&hs, SLICE_LIT("traceparent"), member(about, "traceparent"));
+        add_header(&hs, SLICE_LIT("correlation_id"),
+                   member(about, "correlationId"));
         json_array_append(p->ids, json_object_get(ev, "id"));
         one->p = p;
         one->ok = metrics_get(h->metrics, M_EVENTS_PUBLISHED, topic, "ok");
         one->failed =
             metrics_get(h->metrics, M_EVENTS_PUBLISHED, topic, "error");
         kafka_produce(h->producer, topic, -1, member(ev, "aggregateId"),
-                      slice_of(text), headers, 4, on_one_produced, one);
+                      slice_of(text), hs.list, hs.n, on_one_produced, one);
         free(topic);
         free(text);
     }

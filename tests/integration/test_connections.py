@@ -327,6 +327,55 @@ def test_handlers_reach_the_databases_they_may_and_no_other(postgres, database, 
         postgres.query(f"drop database {name} with (force)")
 
 
+# --- Kafka to Kafka, no database ------------------------------------------------------------------
+
+FORWARDS = """
+local events = require "moontide.events"
+return { subscribes = { "OrderPaid" }, start = "earliest",
+  retry = { max_attempts = 3, base = "10ms" },
+  handle = function(event, ctx)
+    local id, err = events.publish { type = "ReceiptIssued", aggregate_type = "Receipt",
+      aggregate_id = event.aggregate_id, payload = { n = event.payload.n, none = event.payload.none } }
+    if not id then return ctx.retry(err) end
+    if event.payload.twice and event.attempt < 2 then return ctx.retry("again") end
+  end }
+"""
+
+
+def test_a_handler_publishes_to_kafka_without_any_database(topics, make_host):
+    """Interfaces 3: topic = publish.topic_prefix .. aggregate type; key, headers and envelope."""
+    topic = topics.create("in", 2)
+    out = topics.create("out.Receipt", 2)
+    host = make_host(settings={
+        "kafka": {"brokers": topics.bootstrap, "topics": [topic], "group_id": topics.prefix},
+        "publish": {"topic_prefix": f"{topics.prefix}.out."}, "rdkafka": QUICK_GROUP},
+        handlers={"forwards": FORWARDS}).start()
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    topics.produce(topic, [(f"o{n}", envelope(
+        n, type="OrderPaid", aggregate_id=f"o{n}",
+        payload={"n": n, "twice": n == 3},
+        metadata={"correlationId": "c1", "traceparent": parent}), None) for n in range(10)])
+    host.wait(lambda: sum(topics.ends(out).values()) >= 11, 30, "eleven records")
+    host.wait(lambda: host.metric("moontide_settled_total", handler="forwards", how="ack") == 10, 20,
+              "all settled")
+    records = topics.read_all(out)
+    bodies = [json.loads(record.value()) for record in records]
+    assert len({body["id"] for body in bodies}) == 10, "a retry publishes the same event"
+    for record, body in zip(records, bodies):
+        headers = {name: value.decode() for name, value in record.headers()}
+        assert record.key().decode() == body["aggregateId"] == f"o{body['payload']['n']}"
+        assert headers == {"id": body["id"], "type": "ReceiptIssued", "aggregate_type": "Receipt",
+                           "version": "1", "occurred_at": body["occurredAt"],
+                           "traceparent": parent, "correlation_id": "c1"}
+        assert body["eventType"] == "ReceiptIssued" and body["eventVersion"] == 1
+        assert body["metadata"]["causationId"].startswith("00000000-0000-4000-8000-")
+        assert body["metadata"]["correlationId"] == "c1"
+    assert host.metric("events_raised_total", aggregate_type="Receipt",
+                       event_type="ReceiptIssued") == 11
+    assert host.metric("events_published_total", topic=out, status="ok") == 11
+    assert host.stop() == 0
+
+
 # --- jit = true --------------------------------------------------------------------------------------
 
 LOOPS = """
