@@ -108,9 +108,14 @@ static int64_t setting_ms(const struct runtime *rt, const char *name,
 /* A session must not outlive its worker by much, nor its lease (design 13.2,
  * 13.9). Statements outside a transaction get a limit that no delivery's
  * timeout exceeds by far; those inside get the delivery's own. */
+static int64_t idle_limit_ms(const struct runtime *rt)
+{
+    return setting_ms(rt, "database.lease", 10000) * 8 / 10;
+}
+
 static char *session_sql(const struct runtime *rt, bool main)
 {
-    int64_t idle = setting_ms(rt, "database.lease", 10000) * 8 / 10;
+    int64_t idle = idle_limit_ms(rt);
     const char *schema = runtime_text(rt, "database.schema", "public");
     char quoted[140];
 
@@ -372,6 +377,20 @@ static int op_refuse(lua_State *L, struct op *op)
 
 /* --- statements ----------------------------------------------------------- */
 
+/* A pooler in transaction mode may give any session, also one that has not seen
+ * session_sql(): what promises rest on is said again in each transaction. */
+static void queue_session_limits(struct session *s)
+{
+    char idle[24];
+    const struct pg_param param = {.value = idle};
+
+    snprintf(idle, sizeof(idle), "%" PRId64, idle_limit_ms(s->rt));
+    pg_pipeline_queue(s->conn,
+                      "SELECT set_config('idle_in_transaction_session_timeout',"
+                      " $1, true)",
+                      1, &param, NULL, NULL);
+}
+
 /* BEGIN with limits below the delivery's own: the server gives up before the
  * worker does, and the session is in no doubt. */
 static void queue_begin(struct session *s)
@@ -390,6 +409,8 @@ static void queue_begin(struct session *s)
                       "SELECT set_config('statement_timeout', $1, true),"
                       " set_config('lock_timeout', $2, true)",
                       2, params, NULL, NULL);
+    if (!flag(s->rt, "database.prepare", true))
+        queue_session_limits(s);
 }
 
 /* session:query(sql, …) → rows | nil, err; exec the same → count. */

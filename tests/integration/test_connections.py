@@ -224,6 +224,123 @@ def test_a_password_does_not_travel_in_the_clear(database, authority, make_host,
         database.query("delete from event_dead_letters")
 
 
+# --- behind a pooler ---------------------------------------------------------------------
+
+
+class Bouncer(Server):
+    """pgbouncer in transaction mode before a cluster of the tests."""
+
+    def __init__(self, folder, postgres, size=3):
+        super().__init__(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.port, self.postgres = free_port(), postgres
+        (self.folder / "users.txt").write_text('"postgres" ""\n')
+        (self.folder / "pgbouncer.ini").write_text(f"""
+[databases]
+* = host=127.0.0.1 port={postgres.port}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {self.port}
+unix_socket_dir =
+auth_type = trust
+auth_file = {self.folder}/users.txt
+pool_mode = transaction
+default_pool_size = {size}
+admin_users = postgres
+max_client_conn = 200
+""")
+        self.spawn(["/usr/sbin/pgbouncer", self.folder / "pgbouncer.ini"],
+                   user=postgres.user, cwd="/")
+        self.await_ready(self.answers, 10, "pgbouncer")
+
+    def answers(self):
+        import socket
+        with socket.socket() as s:
+            return s.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def url(self, database):
+        return f"postgres://postgres@127.0.0.1:{self.port}/{database.name}"
+
+    def renew(self):
+        """New sessions instead of those that moontide's clients have set up."""
+        admin = psycopg2.connect(f"postgres://postgres@127.0.0.1:{self.port}/pgbouncer")
+        admin.autocommit = True
+        admin.cursor().execute("RECONNECT")
+        admin.close()
+
+
+@pytest.fixture
+def bouncer(scratch, postgres):
+    server = Bouncer(scratch / f"bouncer{free_port()}", postgres)
+    yield server
+    server.end()
+
+
+def test_behind_a_pooler_in_transaction_mode(database, topics, bouncer, make_host):
+    """database.prepare = false: both sources, positions, transactions, batches, flags, a kill."""
+    make_seen(database)
+    topic = topics.create("events", 2)
+    number = 600
+    host = make_host(settings={
+        "database": {"url": bouncer.url(database), "prepare": False},
+        "outbox": {"interval": "50ms"},
+        "kafka": {"brokers": topics.bootstrap, "topics": [topic], "group_id": topics.prefix},
+        "rdkafka": QUICK_GROUP},
+        handlers={"recorder": recorder(), "batches": recorder().replace(
+            "handle = function(event, ctx)",
+            "batch = { max = 20 }, handle_batch = function(events, ctx) for _, event in ipairs(events) do"
+        ).replace("\n  end,\n}", "\n  end end,\n}"), "alone": """
+local db = require "moontide.db"
+return { subscribes = { "Stored" }, start = "earliest", allow = { db = true },
+  handle = function(event, ctx)
+    local rows, err = db.query("select count(*) as n from seen where event_id = $1", event.id)
+    if not rows then return ctx.retry(err) end
+    local ok, err2 = db.transaction(function(tx)
+      tx:copy("seen", { "handler", "event_id", "key", "n" },
+              { { ctx.handler, event.id, event.aggregate_id, event.payload.n } })
+    end)
+    if not ok then return ctx.retry(err2) end
+  end }"""}).start()
+    key = "00000000-0000-4000-8000-000000000001"
+    expected = {}
+    topics.produce(topic, [(f"k{n % 7}", envelope(n, aggregate_id=f"k{n % 7}"), None)
+                           for n in range(number)])
+    for n in range(number):
+        expected[f"00000000-0000-4000-8000-{n:012d}"] = (f"k{n % 7}", n)
+    stored = [database.publish("Stored", "A", key, {"n": n}) for n in range(50)]
+    wait_count(host, database, 200, where="handler = 'recorder'")
+    host.kill()
+    host.start()
+    for name in ("recorder", "batches"):
+        wait_count(host, database, number + 50, where=f"handler = '{name}'")
+    wait_count(host, database, 50, where="handler = 'alone'")
+    expected.update({id: (key, n) for n, id in enumerate(stored)})
+    for name in ("recorder", "batches"):
+        assert_once_and_in_order(database, name, expected)
+    assert count(database, "event_dead_letters") == 0
+    # Sessions that know nothing of moontide keep the promises of a transaction too.
+    bouncer.renew()
+    host.handler("limits", """
+return { subscribes = { "Limits" }, start = "earliest", transaction = true, timeout = "5s",
+  handle = function(event, ctx)
+    local row = ctx.tx:query("select current_setting('idle_in_transaction_session_timeout') as i,"
+      .. " current_setting('statement_timeout') as s")[1]
+    ctx.tx:exec("insert into seen (handler, key, version) values ($1, $2, $3)",
+      ctx.handler, row.i, row.s)
+  end }""")
+    database.publish("Limits", "A", key, {"n": 0})
+    wait_count(host, database, 1, where="handler = 'limits'")
+    (idle, limit), = database.query("select key, version from seen where handler = 'limits'")
+    assert idle == "8s" and limit.endswith("ms") and 1000 < int(limit[:-2]) < 5000, (idle, limit)
+    # Notices do not pass a pooler: a flag set by another is seen at the next look.
+    database.query("insert into event_flags (name, state, when_off) values "
+                   "('handler:recorder', 'off', 'hold')")
+    host.wait(lambda: host.metric("moontide_flag", name="handler:recorder") == 0, 20, "the flag")
+    host.wait(lambda: host.metric("moontide_source_lag") == 0, 20, "lag 0")
+    assert host.stop() == 0
+    assert database.value("select count(*) from pg_prepared_statements") == 0
+
+
 # --- static membership ---------------------------------------------------------------------
 
 
