@@ -51,6 +51,8 @@ static bool apply(struct settings *s, const char *json, struct err *err)
 static void later_wins_default_file_environment_command_line(void **state)
 {
     char *env[] = {(char[]){"KAFKA_GROUP_ID=from-env"},
+                   (char[]){"KAFKA_BROKERS=one:9092,two:9092"},
+                   (char[]){"KAFKA_CLIENT_ID=shop"},
                    (char[]){"EVENT_BUS_DELIVERY_INTERVAL_MS=250"},
                    (char[]){"EVENT_BUS_MAX_ATTEMPTS=9"},
                    (char[]){"MOONTIDE_WINDOW_EVENTS=128"},
@@ -70,6 +72,8 @@ static void later_wins_default_file_environment_command_line(void **state)
     assert_int_equal(s->workers_soft_limit, 250);
     assert_true(settings_apply_env(s, env, &err));
     assert_string_equal(s->kafka_group_id, "from-env");
+    assert_string_equal(s->kafka_brokers, "one:9092,two:9092");
+    assert_string_equal(s->kafka_client_id, "shop");
     assert_int_equal(s->outbox_interval, 250);
     assert_int_equal(s->max_attempts, 9);
     assert_int_equal(s->window_events, 128);

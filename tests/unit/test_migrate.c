@@ -132,6 +132,66 @@ static void up_down_and_up_again(void **state)
     assert_int_equal(listed, first);
 }
 
+/* Each row fails by its own name when it is no longer so. */
+static void the_store_is_as_it_was_asked_for(void **state)
+{
+    static const char *const columns[] = {
+        "id uuid not null",
+        "aggregate_id uuid not null",
+        "aggregate_type character varying(100) not null",
+        "event_type character varying(100) not null",
+        "event_version integer not null",
+        "event_data jsonb not null",
+        "metadata jsonb not null",
+        "occurred_at timestamp with time zone not null",
+        "created_at timestamp with time zone not null",
+    };
+    static const char *const indexes[] = {
+        "idx_events_aggregate (aggregate_id, event_version)",
+        "idx_events_type_time (event_type, occurred_at)",
+        "idx_events_occurred (occurred_at)",
+        "domain_events_pkey (occurred_at, id)",
+    };
+    struct migrate_options opts = options("migrations");
+    struct err err;
+    char found[4000];
+    int n = 0;
+
+    (void)state;
+    assert_true(migrate_up(&opts, count, &n, &err));
+    ask("SELECT string_agg(attname || ' ' || format_type(atttypid, atttypmod)"
+        " || CASE WHEN attnotnull THEN ' not null' ELSE '' END, '; ')"
+        " FROM pg_attribute WHERE attnum > 0"
+        " AND attrelid = '" SCHEMA ".domain_events'::regclass",
+        found, sizeof(found));
+    for (size_t i = 0; i < sizeof(columns) / sizeof(*columns); i++)
+        if (!strstr(found, columns[i]))
+            fail_msg("no column %s in: %s", columns[i], found);
+    ask("SELECT string_agg(indexname || ' ' || substring(indexdef from"
+        " 'USING btree (.*)'), '; ') FROM pg_indexes WHERE schemaname = "
+        "'" SCHEMA "' AND tablename = 'domain_events'",
+        found, sizeof(found));
+    for (size_t i = 0; i < sizeof(indexes) / sizeof(*indexes); i++)
+        if (!strstr(found, indexes[i]))
+            fail_msg("no index %s in: %s", indexes[i], found);
+    ask("SELECT pg_get_partkeydef('" SCHEMA ".domain_events'::regclass)", found,
+        sizeof(found));
+    assert_string_equal(found, "RANGE (occurred_at)");
+    ask("SELECT count(*) FROM generate_series(0, 3) AS i WHERE "
+        "to_regclass('" SCHEMA
+        ".domain_events_' || to_char((now() AT TIME ZONE 'UTC') +"
+        " make_interval(months => i), 'YYYY_MM')) IS NOT NULL",
+        found, sizeof(found));
+    assert_string_equal(found, "4");
+    ask("SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_attribute"
+        " WHERE attnum > 0 AND attrelid = '" SCHEMA
+        ".event_handler_positions'::regclass",
+        found, sizeof(found));
+    assert_non_null(strstr(found, "handler_name source partition"));
+    assert_non_null(strstr(found, "last_processed_id last_processed_at"
+                                  " updated_at"));
+}
+
 static void uninstall_leaves_nothing(void **state)
 {
     struct migrate_options opts = options("migrations");
@@ -246,6 +306,7 @@ int main(void)
     };
     const struct CMUnitTest with_server[] = {
         CASE(up_down_and_up_again),
+        CASE(the_store_is_as_it_was_asked_for),
         CASE(uninstall_leaves_nothing),
         CASE(the_kind_of_ids_is_chosen_once),
         CASE(a_failing_file_leaves_no_half),
