@@ -350,12 +350,20 @@ static void on_dead_answer(void *arg, json_t *answer, const struct err *err)
     json_decref(answer);
 }
 
+static int limit_of(const struct http_request *req)
+{
+    const char *limit = http_query(req, "limit");
+
+    return limit ? (int)strtol(limit, NULL, 10) : LIMIT_DEFAULT;
+}
+
 /* A page, newest first, and where the next one begins (null: nowhere). */
 static void on_dead_list(void *arg, json_t *answer, const struct err *err)
 {
     struct http_request *req = arg;
     size_t n = json_array_size(answer);
-    json_t *last = n ? json_array_get(answer, n - 1) : NULL;
+    bool is_full = n && n >= (size_t)limit_of(req);
+    json_t *last = is_full ? json_array_get(answer, n - 1) : NULL;
 
     if (err)
         http_problem(req, err->kind == ERR_PERMANENT ? 422 : 503, err->msg);
@@ -380,7 +388,6 @@ static bool needs_database(struct host *h, struct http_request *req)
 static void get_dead_letters(void *ctx, struct http_request *req)
 {
     struct host *h = ctx;
-    const char *limit = http_query(req, "limit");
     const char *cursor = http_query(req, "cursor");
     struct dead_filter f = {
         .handler = http_query(req, "handler"),
@@ -394,7 +401,7 @@ static void get_dead_letters(void *ctx, struct http_request *req)
         .until = http_query(req, "until"),
         .ids = http_query(req, "ids"),
         .cursor = cursor ? strtoll(cursor, NULL, 10) : 0,
-        .limit = limit ? (int)strtol(limit, NULL, 10) : LIMIT_DEFAULT,
+        .limit = limit_of(req),
     };
 
     if (needs_database(h, req))

@@ -259,6 +259,12 @@ def test_dead_letters_are_listed_shown_redriven_and_discarded(database, make_hos
         shown = host.cli("dead-letters", "list", *args, "--json", "--url", host.url)
         return json.loads(shown.stdout)["deadLetters"]
 
+    whole = host.ask("/v1/dead-letters").json()
+    assert len(whole["deadLetters"]) == 3 and whole["cursor"] is None
+    page = host.ask("/v1/dead-letters?limit=2").json()
+    assert page["cursor"] == page["deadLetters"][1]["id"]
+    rest = host.ask(f"/v1/dead-letters?limit=2&cursor={page['cursor']}").json()
+    assert len(rest["deadLetters"]) == 1 and rest["cursor"] is None
     letters = listed()
     assert {letter["error"].rpartition("cannot: ")[2] for letter in letters} == {"1", "2", "3"}
     assert len(listed("--handler", "fails")) == 3 and listed("--handler", "other") == []
