@@ -340,6 +340,21 @@ def test_a_dry_run_shows_effects_and_changes_nothing(database, make_host):
     assert bad.returncode == 4 and "nobody" in bad.stderr
 
 
+def test_a_dry_run_reads_the_store_of_its_schema(postgres, make_host):
+    """database.schema counts for commands without a host, too."""
+    postgres.query("create database schemas")
+    try:
+        host = make_host(settings={"database": {"url": postgres.url("schemas"), "schema": "mt"}},
+                         handlers={"every": 'return { subscribes = { "*" }, handle = function() end }'})
+        host.cli("migrate", "up", "-c", str(host.conf))
+        id = postgres.query("select mt.publish_event('T', 'A', %s, '{}')", (KEY,), "schemas")[0][0]
+        for args in (("--last", "1"), ("--event", id)):
+            done = host.cli("dry-run", "every", *args, "--json", "-c", str(host.conf))
+            assert [run["event"] for run in json.loads(done.stdout)] == [id]
+    finally:
+        postgres.query("drop database schemas with (force)")
+
+
 #: Neither transaction nor inbox: whatever is delivered again is there twice.
 PLAIN = """
 local db = require "moontide.db"
