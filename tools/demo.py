@@ -117,6 +117,12 @@ class Market:
         yield
         self.store("BalanceUpdated", "Account", id,
                    {"balance": self.money(50, 900), "currency": "USD"}, story)
+        yield
+        self.store("CreditLimitChanged", "Account", id,
+                   {"limit": self.money(1000, 5000), "currency": "USD"}, story)
+        if self.rng.random() < 0.1:
+            yield
+            self.store("AccountSuspended", "Account", id, {"reason": "unpaid invoices"}, story)
 
     def consent(self):
         number = self.phone()
@@ -173,6 +179,18 @@ class Market:
                 "auction_id": auction, "bidder_id": bidder, "amount": amount,
                 "currency": "USD"}, story)
             yield
+        if self.rng.random() < 0.2:
+            for bidder, _, _, amount in bidders:
+                self.send(BIDS_TOPIC, "BidExpired", "Bid", ids[bidder], {
+                    "auction_id": auction, "bidder_id": bidder, "amount": amount,
+                    "currency": "USD"}, story)
+            return
+        bidder, name, address, amount = bidders[0]
+        bidders[0] = (bidder, name, address, f"{float(amount) + 1:.2f}")
+        self.send(BIDS_TOPIC, "BidUpdated", "Bid", ids[bidder], {
+            "auction_id": auction, "bidder_id": bidder, "amount": bidders[0][3],
+            "former": amount, "currency": "USD"}, story)
+        yield
         best = max(bidders, key=lambda b: float(b[3]))
         for bidder, name, address, amount in bidders:
             won = bidder == best[0]
@@ -214,12 +232,13 @@ class Market:
                    {"type": "payment", "amount": total, "currency": "USD",
                     "order_number": number}, story)
         yield from self.invoice({**about, "amount": total}, story)
-        yield from self.shipment({**about}, story)
+        yield from self.shipment({**about, "amount": total}, story)
 
     def invoice(self, about, story):
         id = str(uuid.uuid4())
         invoice = {**about, "order_number": about["number"], "number": "I" + about["number"][1:],
                    "due_date": now(14 * 86400)[:10]}
+        self.store("InvoiceGenerated", "Invoice", id, invoice, story)
         self.store("InvoiceIssued", "Invoice", id, invoice, story)
         yield
         self.store("InvoicePaid" if self.rng.random() < 0.8 else "InvoiceOverdue", "Invoice", id,
@@ -234,6 +253,11 @@ class Market:
         for step in ("ShipmentDrafted", "ShipmentReady", "ShipmentInTransit", "ShipmentDelivered"):
             yield
             self.store(step, "Shipment", id, parcel, story)
+        if self.rng.random() < 0.1:
+            yield
+            self.store("RefundIssued", "Transaction", str(uuid.uuid4()),
+                       {"type": "refund", "amount": about["amount"], "currency": "USD",
+                        "order_number": about["number"], "reason": "damaged"}, story)
 
     SCENES = (("account", 3), ("consent", 6), ("call", 8), ("bid", 3), ("order", 5),
               ("garbage", 0.6))

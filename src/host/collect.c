@@ -85,26 +85,6 @@ static void count_dead(struct host *h)
     deadletters_counts(h->db, on_dead_counts, h);
 }
 
-/* A lag that is not known yet must not read as 0: then all looks well. */
-static void hide_unknown_lag(void *arg, struct partition *p)
-{
-    struct host *h = arg;
-    bool is_known = p->next != POSITION_EARLIEST && p->next != POSITION_LATEST;
-
-    if (p->ops->kind != SOURCE_REDRIVE &&
-        (!is_known || !p->ops->backlog || p->ops->backlog(p) < 0))
-        series_hide(metrics_get(h->metrics, M_SOURCE_LAG,
-                                source_kind_name(p->ops->kind), p->name));
-}
-
-/* Partitions that were taken away are told by whoever has them now. */
-static void collect_sources(struct host *h)
-{
-    metrics_hide(h->metrics, M_SOURCE_LAG);
-    intake_collect(h->intake);
-    pipeline_each(h->pipeline, hide_unknown_lag, h);
-}
-
 static void collect(void *arg)
 {
     struct host *h = arg;
@@ -113,7 +93,7 @@ static void collect(void *arg)
     count_dead(h);
     supervisor_collect(h->supervisor);
     catalogue_collect(h->catalogue);
-    collect_sources(h);
+    intake_collect(h->intake);
     json_decref(switches_json(h));
     if (h->kafka)
         series_set(metrics_get(h->metrics, M_KAFKA_CONNECTED),

@@ -74,12 +74,15 @@ static void collect(void *arg, struct partition *p)
     struct handler *const *handlers;
     size_t n = pipeline_handlers(h->pipeline, &handlers);
     const char *source = source_kind_name(p->ops->kind);
-    int64_t backlog = p->ops->backlog ? p->ops->backlog(p) : 0;
+    int64_t backlog = p->ops->backlog ? p->ops->backlog(p) : -1;
     int64_t wall_us = clock_wall_us();
 
     series_add(metrics_get(h->metrics, M_WINDOW_EVENTS, source), p->events);
-    series_set(metrics_get(h->metrics, M_SOURCE_LAG, source, p->name),
-               (double)((backlog > 0 ? backlog : 0) + p->events));
+    if (p->ops->kind == SOURCE_REDRIVE)
+        backlog = 0; /* what it has not taken is counted as dead letters */
+    if (backlog >= 0) /* not known is not 0: then all would look well */
+        series_set(metrics_get(h->metrics, M_SOURCE_LAG, source, p->name),
+                   (double)(backlog + p->events));
     for (size_t i = 1; i < n; i++) {
         struct series *s =
             metrics_get(h->metrics, M_HANDLER_LAG, handlers[i]->name);
@@ -95,7 +98,7 @@ void intake_collect(struct intake *in)
     struct metrics *m = in->host->metrics;
 
     metrics_zero(m, M_WINDOW_EVENTS);
-    metrics_zero(m, M_SOURCE_LAG);
+    metrics_hide(m, M_SOURCE_LAG); /* others tell of what was taken away */
     metrics_zero(m, M_HANDLER_LAG);
     pipeline_each(in->host->pipeline, collect, in->host);
     series_set(metrics_get(m, M_OUTBOX_GAP_AGE),

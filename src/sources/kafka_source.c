@@ -456,8 +456,8 @@ static int64_t backlog(struct partition *p)
     struct place *place = place_of(p);
     int64_t end = kafka_consumer_end(place->source->consumer, place->part);
 
-    if (end < 0)
-        return -1;
+    if (end < 0 || p->next < 0 || p->next == POSITION_LATEST)
+        return -1; /* the end, or where we start, is not known yet */
     return end > p->next ? end - p->next : 0;
 }
 
