@@ -79,7 +79,7 @@ static void collect(void *arg, struct partition *p)
 
     series_add(metrics_get(h->metrics, M_WINDOW_EVENTS, source), p->events);
     if (p->ops->kind == SOURCE_REDRIVE)
-        backlog = 0; /* what it has not taken is counted as dead letters */
+        backlog = 0;  /* what it has not taken is counted as dead letters */
     if (backlog >= 0) /* not known is not 0: then all would look well */
         series_set(metrics_get(h->metrics, M_SOURCE_LAG, source, p->name),
                    (double)(backlog + p->events));

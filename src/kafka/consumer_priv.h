@@ -92,7 +92,7 @@ void fetch_init(struct kafka_consumer *c);
 /* Reads no more. */
 void fetch_stop(struct kafka_consumer *c);
 /* The queue has something. */
-void fetch_ready(void *consumer);
+void fetch_ready(void *arg);
 /* Reads in the next turn of the loop, after everybody else had theirs. */
 void fetch_soon(struct kafka_consumer *c);
 /* The part goes on at another offset: what we hold of it (stash, the batch

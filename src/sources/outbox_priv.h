@@ -37,7 +37,7 @@ struct outbox_source {
     struct outbox_cursor cursor;
     bool has_started, is_paused, is_starved;
     bool wants_latest; /* starts where the table ends; not asked yet */
-    int limit; /* rows of the read under way, at most */
+    int limit;         /* rows of the read under way, at most */
     bool is_absent, is_checked;
     char *trouble;        /* NULL: none */
     bool is_back_in_time; /* trouble that only a restart ends */
