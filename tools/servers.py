@@ -142,12 +142,16 @@ class Postgres(Server):
     def url(self, database="postgres", user="postgres"):
         return f"postgres://{user}@127.0.0.1:{self.port}/{database}"
 
-    def as_owner(self, argv):
+    def as_owner(self, argv, check=True):
         if self.user:
             argv = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}",
                     "--clear-groups"] + argv
-        subprocess.run([str(a) for a in argv], check=True, cwd="/",
-                       stdout=subprocess.DEVNULL)
+        return subprocess.run([str(a) for a in argv], check=check, cwd="/",
+                              stdout=subprocess.DEVNULL)
+
+    def may_enter(self, folder):
+        """Whether the server's user reaches `folder`."""
+        return self.as_owner(["test", "-x", folder], check=False).returncode == 0
 
     def init(self):
         """Make the cluster, once; its superuser is `postgres`."""

@@ -4,7 +4,8 @@
 Starts, in this order: PostgreSQL (unless DATABASE_URL names one), migrations,
 the catcher for mail and webhooks, the host (with its embedded Kafka, unless
 KAFKA_BROKERS names a real one), the demo producer. Ends them in the opposite
-order, each by its own pid. Everything they write is in .run/.
+order, each by its own pid. Everything they write is in .run/ (but see
+database_folder()).
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -97,11 +99,22 @@ def only_one():
     return lock
 
 
+def database_folder():
+    """Where PostgreSQL keeps its files: .run/pg. Started by root it runs as another
+    user, who cannot enter a checkout in /root (0700): then .run/pg points elsewhere."""
+    folder = RUN / "pg"
+    if not folder.exists() and not Postgres(folder).may_enter(RUN):
+        folder.unlink(missing_ok=True)  # a pointer to what is gone
+        elsewhere = tempfile.mkdtemp(prefix="moontide-pg-", dir="/var/tmp")
+        folder.symlink_to(elsewhere)
+    return folder.resolve()
+
+
 def start_postgres(stack):
     """The URL of the database, started by us unless the user named one."""
     if os.environ.get("DATABASE_URL"):
         return os.environ["DATABASE_URL"]
-    server = Postgres(RUN / "pg", trust_crash=False).init().start()
+    server = Postgres(database_folder(), trust_crash=False).init().start()
     stack.append(("PostgreSQL", server.stop))
     if not server.query("select 1 from pg_database where datname = 'moontide'"):
         server.query("create database moontide")
