@@ -535,12 +535,14 @@ static bool start(struct host *h, struct err *err)
 
 static void tear_down(struct host *h)
 {
+    struct intake *intake = h->intake;
+
     api_free(h->api);
     supervisor_free(h->supervisor);
     catalogue_free(h->catalogue);
-    intake_free(h->intake);
     h->intake = NULL; /* the pipeline may still say that all is quiet */
     pipeline_free(h->pipeline);
+    intake_free(intake); /* the sources have all their events back */
     flag_store_free(h->flag_store);
     delivery_store_free(h->deliveries);
     if (h->positions)

@@ -37,7 +37,7 @@ struct kafka_record {
     int64_t offset;
     int64_t timestamp_ms;    /* -1 when the record has none */
     struct slice key, value; /* ptr NULL: absent; a tombstone has no value */
-    const void *message;     /* for the header functions */
+    void *message;           /* kafka_keep() takes it over */
 };
 
 typedef void kafka_header_fn(void *arg, const char *name, struct slice value);
@@ -52,10 +52,11 @@ struct kafka_consumer_ops {
      * At 0 nothing is read until kafka_consumer_wake(); if that takes long,
      * all parts are paused, so that the group is served meanwhile. */
     size_t (*room)(void *arg);
-    /* The record is borrowed for the call. false: its partition has no room;
+    /* The record is borrowed for the call, unless kafka_keep() (kept.h) takes
+     * it: then it must be freed before the consumer is. false: its partition has no room;
      * it and what follows it there are kept and offered again, in order, after
      * kafka_consumer_continue(). */
-    bool (*on_record)(void *arg, const struct kafka_record *record);
+    bool (*on_record)(void *arg, struct kafka_record *record);
     /* The partition was read to its end: nothing is below `offset` that was
      * not offered (control records take places too). */
     void (*on_end)(void *arg, struct kafka_part *part, int64_t offset);

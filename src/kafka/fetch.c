@@ -64,9 +64,9 @@ static void stash(struct kafka_consumer *c, struct part *part,
     c->stash[c->stashed++] = (struct kept){m, part};
 }
 
-/* true when the owner has taken the record; the message is ours either way. */
+/* true when the owner has taken the record: the message is gone then. */
 static bool offer(struct kafka_consumer *c, struct part *part,
-                  const rd_kafka_message_t *m)
+                  rd_kafka_message_t *m)
 {
     struct kafka_record record = {
         .part = &part->pub,
@@ -78,6 +78,8 @@ static bool offer(struct kafka_consumer *c, struct part *part,
     };
 
     part->full = !c->ops->on_record(c->arg, &record);
+    if (!part->full && record.message)
+        rd_kafka_message_destroy(m);
     return !part->full;
 }
 
@@ -121,12 +123,10 @@ static void take(struct kafka_consumer *c, rd_kafka_message_t *m)
         part->end = -1;
     if (m->err)
         on_record_error(c, m);
-    else if (part && part->seek_batch != c->batches &&
-             (part->full || !offer(c, part, m))) {
+    if (!part || part->seek_batch == c->batches)
+        rd_kafka_message_destroy(m);
+    else if (part->full || !offer(c, part, m))
         stash(c, part, m);
-        return;
-    }
-    rd_kafka_message_destroy(m);
 }
 
 /* Does the stash keep us from reading? Not for partitions that are paused. */
@@ -195,8 +195,6 @@ static void offer_stash(struct kafka_consumer *c)
 
         if (kept.part->full || !offer(c, kept.part, kept.message))
             c->stash[left++] = kept;
-        else
-            rd_kafka_message_destroy(kept.message);
     }
     c->stashed = left;
 }

@@ -42,49 +42,54 @@ static const char *const member_names[] = {
 
 /* A name as it is outside, and the fact it gives. */
 struct mapping {
-    const char *name;
+    struct slice name;
     enum fact fact;
 };
 
+#define NAMED(name, fact)              \
+    {                                  \
+        {name, sizeof(name) - 1}, fact \
+    }
+
 static const struct mapping native_headers[] = {
-    {"id", FACT_ID},
-    {"type", FACT_TYPE},
-    {"version", FACT_VERSION},
-    {"aggregate_type", FACT_AGGREGATE_TYPE},
-    {"occurred_at", FACT_OCCURRED_AT},
-    {"traceparent", FACT_TRACEPARENT},
-    {"correlation_id", FACT_CORRELATION_ID},
+    NAMED("id", FACT_ID),
+    NAMED("type", FACT_TYPE),
+    NAMED("version", FACT_VERSION),
+    NAMED("aggregate_type", FACT_AGGREGATE_TYPE),
+    NAMED("occurred_at", FACT_OCCURRED_AT),
+    NAMED("traceparent", FACT_TRACEPARENT),
+    NAMED("correlation_id", FACT_CORRELATION_ID),
 };
 
 static const struct mapping cloud_headers[] = {
-    {"ce_id", FACT_ID},
-    {"ce_type", FACT_TYPE},
-    {"ce_dataversion", FACT_VERSION},
-    {"ce_aggregatetype", FACT_AGGREGATE_TYPE},
-    {"ce_aggregateversion", FACT_AGGREGATE_VERSION},
-    {"ce_subject", FACT_AGGREGATE_ID},
-    {"ce_time", FACT_OCCURRED_AT},
-    {"ce_traceparent", FACT_TRACEPARENT},
-    {"ce_correlationid", FACT_CORRELATION_ID},
+    NAMED("ce_id", FACT_ID),
+    NAMED("ce_type", FACT_TYPE),
+    NAMED("ce_dataversion", FACT_VERSION),
+    NAMED("ce_aggregatetype", FACT_AGGREGATE_TYPE),
+    NAMED("ce_aggregateversion", FACT_AGGREGATE_VERSION),
+    NAMED("ce_subject", FACT_AGGREGATE_ID),
+    NAMED("ce_time", FACT_OCCURRED_AT),
+    NAMED("ce_traceparent", FACT_TRACEPARENT),
+    NAMED("ce_correlationid", FACT_CORRELATION_ID),
 };
 
 /* The router's `table.fields.additional.placement` chooses names; these are
  * the columns' own and those of its documentation. */
 static const struct mapping debezium_headers[] = {
-    {"id", FACT_ID},
-    {"eventType", FACT_TYPE},
-    {"event_type", FACT_TYPE},
-    {"type", FACT_TYPE},
-    {"version", FACT_VERSION},
-    {"eventVersion", FACT_VERSION},
-    {"aggregateType", FACT_AGGREGATE_TYPE},
-    {"aggregatetype", FACT_AGGREGATE_TYPE},
-    {"aggregate_type", FACT_AGGREGATE_TYPE},
-    {"aggregateId", FACT_AGGREGATE_ID},
-    {"aggregateid", FACT_AGGREGATE_ID},
-    {"occurred_at", FACT_OCCURRED_AT},
-    {"traceparent", FACT_TRACEPARENT},
-    {"correlation_id", FACT_CORRELATION_ID},
+    NAMED("id", FACT_ID),
+    NAMED("eventType", FACT_TYPE),
+    NAMED("event_type", FACT_TYPE),
+    NAMED("type", FACT_TYPE),
+    NAMED("version", FACT_VERSION),
+    NAMED("eventVersion", FACT_VERSION),
+    NAMED("aggregateType", FACT_AGGREGATE_TYPE),
+    NAMED("aggregatetype", FACT_AGGREGATE_TYPE),
+    NAMED("aggregate_type", FACT_AGGREGATE_TYPE),
+    NAMED("aggregateId", FACT_AGGREGATE_ID),
+    NAMED("aggregateid", FACT_AGGREGATE_ID),
+    NAMED("occurred_at", FACT_OCCURRED_AT),
+    NAMED("traceparent", FACT_TRACEPARENT),
+    NAMED("correlation_id", FACT_CORRELATION_ID),
 };
 
 #define COUNT(table) (sizeof(table) / sizeof((table)[0]))
@@ -108,16 +113,34 @@ static bool is_text(struct slice value)
     return value.len > 0 && utf8_is_valid(value.ptr, value.len);
 }
 
-/* The first header that gives a fact wins; what is no text gives none. */
+/* The row of a header's name, or `n`. */
+static size_t row_of(const struct mapping *table, size_t n, struct slice name)
+{
+    size_t i = 0;
+
+    while (i < n && !slice_eq(table[i].name, name))
+        i++;
+    return i;
+}
+
+/* Of several headers for one fact the table's first wins, and of two with the
+ * same name the first; what is no text gives none. */
 static void take_headers(const struct kafka_kept *kept,
                          const struct mapping *table, size_t n,
                          struct slice *facts)
 {
-    for (size_t i = 0; kept->nheaders && i < n; i++) {
-        struct slice value = kafka_kept_header(kept, table[i].name);
+    size_t best[FACT_COUNT];
 
-        if (!facts[table[i].fact].ptr && is_text(value))
-            facts[table[i].fact] = value;
+    for (int i = 0; i < FACT_COUNT; i++)
+        best[i] = facts[i].ptr ? 0 : n;
+    for (size_t i = 0; i < kept->nheaders; i++) {
+        const struct kafka_header *header = &kept->headers[i];
+        size_t row = row_of(table, n, header->name);
+
+        if (row == n || row >= best[table[row].fact] || !is_text(header->value))
+            continue;
+        facts[table[row].fact] = header->value;
+        best[table[row].fact] = row;
     }
 }
 
@@ -212,7 +235,7 @@ static void cloud_metadata(struct kafka_kept *kept, struct slice *metadata)
                         strcmp(header->name.ptr, "ce_specversion") == 0;
 
         for (size_t j = 0; !is_known && j < COUNT(cloud_headers); j++)
-            is_known = strcmp(header->name.ptr, cloud_headers[j].name) == 0;
+            is_known = slice_eq(header->name, cloud_headers[j].name);
         if (is_known || !is_text(header->value))
             continue;
         buf_add_char(&json, json.len ? ',' : '{');
@@ -230,10 +253,11 @@ static void cloud_metadata(struct kafka_kept *kept, struct slice *metadata)
 static bool cloud_binary(struct kafka_kept *kept, struct decoded *out,
                          struct err *err)
 {
-    struct slice type = kafka_kept_header(kept, "content-type");
+    struct slice type = kafka_kept_header(kept, SLICE_LIT("content-type"));
 
     take_headers(kept, cloud_headers, COUNT(cloud_headers), out->facts);
-    join_id(kept, kafka_kept_header(kept, "ce_source"), &out->facts[FACT_ID]);
+    join_id(kept, kafka_kept_header(kept, SLICE_LIT("ce_source")),
+            &out->facts[FACT_ID]);
     cloud_metadata(kept, &out->facts[FACT_METADATA]);
     out->facts[FACT_AGGREGATE_ID] =
         or_else(out->facts[FACT_AGGREGATE_ID], key_text(kept));
@@ -373,7 +397,7 @@ bool decode_record(struct scan *scan, enum format format,
     memset(out, 0, sizeof(*out));
     out->body = kept->value;
     if ((format == FORMAT_AUTO || format == FORMAT_CLOUDEVENTS) &&
-        kafka_kept_header(kept, "ce_specversion").ptr) {
+        kafka_kept_header(kept, SLICE_LIT("ce_specversion")).ptr) {
         if (!kept->value.ptr) /* an event may have no data */
             out->body = SLICE_LIT("null");
         return cloud_binary(kept, out, err);

@@ -21,8 +21,9 @@
 #include <string.h>
 
 #define UNUSED     __attribute__((unused))
-#define FAREWELL   3.0  /* seconds the last commit may take */
-#define COMMIT_GAP 0.05 /* seconds in which commits are gathered */
+#define FAREWELL   3.0        /* seconds the last commit may take */
+#define COMMIT_GAP 0.05       /* seconds in which commits are gathered */
+#define PINNED     (2u << 20) /* bytes read before one that waits is moved */
 
 static const char component[] = "kafka";
 
@@ -42,6 +43,7 @@ struct kafka_source {
     struct source_sink sink;
     struct kafka_consumer *consumer;
     struct scan *scan;
+    struct kafka_keeper *keeper;
     enum format format;
     int64_t max_bytes;
     void (*on_rebalance)(void *arg);
@@ -111,6 +113,18 @@ static int64_t occurred_us(const struct event *event, int64_t timestamp_ms)
     return us != INT64_MIN ? us : 0;
 }
 
+/* It waits for long: its bytes were copied out of the fetch buffer. */
+static void on_moved(const struct kafka_kept *kept,
+                     const struct kafka_move *move)
+{
+    struct event *event = kept->owner;
+
+    event->key = kafka_rebase(move, event->key);
+    event->body = kafka_rebase(move, event->body);
+    for (int i = 0; i < FACT_COUNT; i++)
+        event->facts[i] = kafka_rebase(move, event->facts[i]);
+}
+
 static size_t room(void *arg)
 {
     struct kafka_source *s = arg;
@@ -118,7 +132,7 @@ static size_t room(void *arg)
     return s->is_leaving ? SIZE_MAX : s->sink.room(s->sink.ctx);
 }
 
-static bool on_record(void *arg, const struct kafka_record *record)
+static bool on_record(void *arg, struct kafka_record *record)
 {
     struct kafka_source *s = arg;
     struct place *place = record->part->owner;
@@ -129,8 +143,8 @@ static bool on_record(void *arg, const struct kafka_record *record)
         return true; /* of no use any more: it is read again elsewhere */
     if (place->is_paused)
         return false;
-    kept = kafka_kept_of(record);
     event = s->sink.event_new(s->sink.ctx, place->p);
+    kept = kafka_keep(s->keeper, record, event);
     event->place = record->offset;
     event->memory = kept;
     event->key = kept->key;
@@ -448,7 +462,9 @@ static void resume_reading(struct partition *p)
 
 static void release(struct event *event)
 {
-    kafka_kept_free(event->memory);
+    const struct kafka_source *s = event->partition->source;
+
+    kafka_kept_free(s->keeper, event->memory);
 }
 
 static int64_t backlog(struct partition *p)
@@ -501,6 +517,7 @@ struct kafka_source *kafka_source_new(struct ev_loop *loop,
     s->on_rebalance = opts->on_rebalance;
     s->rebalance_arg = opts->arg;
     s->scan = scan_new();
+    s->keeper = kafka_keeper_new(PINNED, on_moved);
     ev_timer_init(&s->commit_soon, on_commit_soon, COMMIT_GAP, 0.);
     ev_timer_init(&s->farewell, on_farewell, FAREWELL, 0.);
     s->commit_soon.data = s->farewell.data = s;
@@ -538,6 +555,7 @@ void kafka_source_free(struct kafka_source *s)
     for (size_t i = 0; i < s->n; i++)
         free(s->places[i]);
     free(s->places);
+    kafka_keeper_free(s->keeper);
     scan_free(s->scan);
     free(s);
 }

@@ -11,6 +11,7 @@
 
 struct fixture {
     struct scan *scan;
+    struct kafka_keeper *keeper;
     struct kafka_kept *kept;
     struct decoded out;
     struct err err;
@@ -20,7 +21,8 @@ static int set_up(void **state)
 {
     static struct fixture f;
 
-    f = (struct fixture){.scan = scan_new()};
+    f = (struct fixture){.scan = scan_new(),
+                         .keeper = kafka_keeper_new(0, NULL)};
     *state = &f;
     return 0;
 }
@@ -29,7 +31,9 @@ static int tear_down(void **state)
 {
     struct fixture *f = *state;
 
-    kafka_kept_free(f->kept);
+    if (f->kept)
+        kafka_kept_free(f->keeper, f->kept);
+    kafka_keeper_free(f->keeper);
     scan_free(f->scan);
     return 0;
 }
@@ -44,8 +48,10 @@ static bool decode(struct fixture *f, enum format format, const char *key,
     for (; headers && headers[2 * n]; n++)
         list[n] = (struct kafka_header){slice_of(headers[2 * n]),
                                         slice_of(headers[2 * n + 1])};
-    kafka_kept_free(f->kept);
-    f->kept = kafka_kept_new(slice_of(key), slice_of(value), list, n);
+    if (f->kept)
+        kafka_kept_free(f->keeper, f->kept);
+    f->kept =
+        kafka_kept_new(f->keeper, slice_of(key), slice_of(value), list, n);
     return decode_record(f->scan, format, f->kept, &f->out, &f->err);
 }
 

@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "core/partition.h"
 #include "kafka/embedded.h"
+#include "kafka/kept.h"
 #include "kafka/producer.h"
 #include "sources/kafka_source.h"
 
@@ -20,6 +21,7 @@
 #include <cmocka.h>
 
 #define PARTITIONS 4
+#define KEPT_MAX   5000
 #define TOPIC      "orders"
 
 /* A host that takes everything and settles at once, or keeps it. */
@@ -41,6 +43,8 @@ struct fixture {
     char *source_id;
     bool stopped;
     size_t stored, failed;
+    struct event *kept[KEPT_MAX]; /* not released, the first ones */
+    size_t keep_to, n_kept;
 };
 
 static struct partition *on_opened(void *ctx, const struct source_ops *ops,
@@ -92,6 +96,10 @@ static void on_offer(void *ctx, struct event *event)
     if (event->undecodable) {
         free(f->undecodable);
         f->undecodable = event->undecodable;
+    }
+    if (f->n_kept < f->keep_to) {
+        f->kept[f->n_kept++] = event;
+        return;
     }
     p->ops->release(event);
     free(event);
@@ -301,6 +309,48 @@ static void records_come_in_order_and_all(void **state)
     assert_int_equal(f->closed, PARTITIONS);
 }
 
+static void assert_intact(const struct event *event, const char *value)
+{
+    const struct kafka_kept *kept = event->memory;
+
+    assert_true(slice_is(event->key, "key"));
+    assert_true(slice_is(event->body, value));
+    assert_true(slice_is(event->facts[FACT_ID], "x"));
+    assert_true(slice_is(event->facts[FACT_TYPE], "T"));
+    assert_true(slice_is(event->facts[FACT_AGGREGATE_ID], "key"));
+    assert_int_equal(kept->nheaders, 3);
+    assert_string_equal(kept->headers[1].name.ptr, "type");
+    assert_true(slice_is(kept->headers[1].value, "T"));
+}
+
+/* A fetch buffer lives as long as one record in it: what waits while others
+ * flow is copied out, and nothing of it changes. */
+static void what_waits_is_moved_out_of_the_fetch_buffer(void **state)
+{
+    struct fixture *f = *state;
+    char value[960];
+
+    memset(value, ' ', sizeof(value));
+    memcpy(value, "{\"a\":1}", 7);
+    value[sizeof(value) - 1] = '\0';
+    f->keep_to = 3000; /* and 2 MiB are read before a record is moved */
+    produce(f, 0, 4000, value);
+    open_source(f);
+    start_all(f);
+    AWAIT(f, f->offered == 4000);
+    assert_null(((struct kafka_kept *)f->kept[0]->memory)->message);
+    assert_null(((struct kafka_kept *)f->kept[1000]->memory)->message);
+    assert_non_null(((struct kafka_kept *)f->kept[2999]->memory)->message);
+    for (size_t i = 0; i < f->n_kept; i++) {
+        struct event *event = f->kept[i];
+
+        assert_intact(event, value);
+        event->partition->ops->release(event);
+        free(event);
+    }
+    close_source(f);
+}
+
 static void the_latest_skips_what_was_there(void **state)
 {
     struct fixture *f = *state;
@@ -443,6 +493,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         CASE(records_come_in_order_and_all),
+        CASE(what_waits_is_moved_out_of_the_fetch_buffer),
         CASE(the_latest_skips_what_was_there),
         CASE(a_paused_partition_waits_and_loses_nothing),
         CASE(one_full_partition_does_not_stop_the_others),
