@@ -11,6 +11,8 @@
 #include <deque>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 extern "C" {
 #include "base/scan.h"
@@ -18,10 +20,17 @@ extern "C" {
 
 using namespace simdjson;
 
+static const size_t NAME_BUCKETS = 64;
+
 struct scan {
     ondemand::parser parser;
     std::string text;                // a copy with room for the padding
     std::deque<std::string> strings; // unescaped ones, of the last call
+
+    // The names that were asked for last, with their lengths.
+    const char *const *names = nullptr;
+    std::vector<std::string_view> known{};
+    std::vector<size_t> buckets[NAME_BUCKETS]; // places in `known`
 };
 
 namespace
@@ -54,19 +63,22 @@ std::string_view trimmed(std::string_view token)
     return token;
 }
 
+// Between the quotes, unless an escape is in it. Stage 1 has looked at the rest:
+// the string ends, is UTF-8 and has no control characters.
 error_code string_of(struct scan *s, struct slice json, ondemand::value value,
                      struct slice *out)
 {
-    std::string_view token = trimmed(value.raw_json_token());
-    std::string_view text;
-    error_code code = value.get_string().get(text);
+    const char *start = value.raw_json_token().data() + 1;
+    const char *end = static_cast<const char *>(rawmemchr(start, '"'));
+    std::string_view text(start, size_t(end - start));
+    error_code code;
 
-    if (code)
-        return code;
-    if (token.size() == text.size() + 2) { // nothing was escaped
-        *out = moved(s, json, token.substr(1, text.size()));
+    if (!std::memchr(text.data(), '\\', text.size())) {
+        *out = moved(s, json, text);
         return SUCCESS;
     }
+    if ((code = value.get_string().get(text)))
+        return code;
     s->strings.emplace_back(text);
     *out = {s->strings.back().data(), s->strings.back().size()};
     return SUCCESS;
@@ -92,14 +104,14 @@ error_code take(struct scan *s, struct slice json, ondemand::value value,
         ondemand::object object;
         if (!(code = value.get_object().get(object)) &&
             !(code = object.raw_json().get(text)))
-            *out = moved(s, json, text);
+            *out = moved(s, json, trimmed(text));
         return code;
     }
     case ondemand::json_type::array: {
         ondemand::array array;
         if (!(code = value.get_array().get(array)) &&
             !(code = array.raw_json().get(text)))
-            *out = moved(s, json, text);
+            *out = moved(s, json, trimmed(text));
         return code;
     }
     case ondemand::json_type::number: {
@@ -120,34 +132,63 @@ error_code take(struct scan *s, struct slice json, ondemand::value value,
     return INCORRECT_TYPE;
 }
 
-// The index of the member's name, or n.
-size_t index_of(std::string_view name, const char *const *names, size_t n)
+size_t bucket_of(std::string_view name)
 {
-    size_t i = 0;
+    return (name.size() + (name.empty() ? 0 : size_t(name[0]) * 4)) %
+           NAME_BUCKETS;
+}
 
-    while (i < n && name != names[i])
-        i++;
-    return i;
+// Callers ask for the same few names again and again, by the same array.
+void know(struct scan *s, const char *const *names, size_t n)
+{
+    if (s->names == names && s->known.size() == n)
+        return;
+    s->names = names;
+    s->known.assign(names, names + n);
+    for (auto &bucket : s->buckets)
+        bucket.clear();
+    for (size_t i = 0; i < n; i++)
+        s->buckets[bucket_of(s->known[i])].push_back(i);
+}
+
+// The index of the member's name, or as many as there are.
+size_t index_of(const struct scan *s, std::string_view name)
+{
+    for (size_t i : s->buckets[bucket_of(name)])
+        if (name == s->known[i])
+            return i;
+    return s->known.size();
+}
+
+// The name as it is between the quotes, unless an escape is in it.
+error_code name_of(ondemand::field &field, std::string_view &name)
+{
+    const char *start = field.key().raw(), *end = start;
+
+    while (*end != '"' && *end != '\\')
+        end++;
+    name = std::string_view(start, size_t(end - start));
+    return *end == '"' ? SUCCESS : field.unescaped_key().get(name);
 }
 
 error_code members(struct scan *s, struct slice json, ondemand::document &doc,
-                   const char *const *names, size_t n, struct slice *values)
+                   struct slice *values)
 {
     ondemand::object object;
     error_code code = doc.get_object().get(object);
 
     if (code)
         return code;
-    for (auto field : object) {
+    for (auto item : object) {
+        ondemand::field field;
         std::string_view name;
 
-        if ((code = field.unescaped_key().get(name)))
+        if ((code = std::move(item).get(field)) ||
+            (code = name_of(field, name)))
             return code;
-        size_t i = index_of(name, names, n);
-        if (i < n && !values[i].ptr) {
-            ondemand::value value;
-            if ((code = field.value().get(value)) ||
-                (code = take(s, json, value, &values[i])))
+        size_t i = index_of(s, name);
+        if (i < s->known.size() && !values[i].ptr) {
+            if ((code = take(s, json, field.value(), &values[i])))
                 return code;
         }
     }
@@ -195,8 +236,9 @@ bool scan_members(struct scan *s, struct slice json, const char *const *names,
     error_code code;
 
     std::memset(values, 0, n * sizeof(*values));
+    know(s, names, n);
     if ((code = s->parser.iterate(load(s, json)).get(doc)) ||
-        (code = members(s, json, doc, names, n, values)))
+        (code = members(s, json, doc, values)))
         return fail(err, code);
     return true;
 }

@@ -47,23 +47,30 @@ size_t utf8_char_len(const char *ptr, size_t left)
     return len;
 }
 
-/* Bytes at the start that are plain ASCII, eight at a time. */
-static size_t ascii_len(const char *ptr, size_t len)
+static bool has_high_bit(const char *ptr, size_t len)
 {
-    size_t i = 0;
-    uint64_t word;
+    uint64_t word = 0;
 
-    for (; i + 8 <= len; i += 8) {
-        memcpy(&word, ptr + i, 8);
-        if (word & 0x8080808080808080u)
-            break;
-    }
-    return i;
+    memcpy(&word, ptr, len);
+    return word & 0x8080808080808080u;
+}
+
+/* Most texts are: eight bytes at a time, the last eight maybe once more. */
+static bool is_ascii(const char *ptr, size_t len)
+{
+    if (len < 8)
+        return !len || !has_high_bit(ptr, len);
+    for (size_t i = 0; i + 8 < len; i += 8)
+        if (has_high_bit(ptr + i, 8))
+            return false;
+    return !has_high_bit(ptr + len - 8, 8);
 }
 
 bool utf8_is_valid(const char *ptr, size_t len)
 {
-    for (size_t i = ascii_len(ptr, len); i < len;) {
+    if (is_ascii(ptr, len))
+        return true;
+    for (size_t i = 0; i < len;) {
         size_t n = utf8_char_len(ptr + i, len - i);
 
         if (n == 0)

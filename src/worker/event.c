@@ -9,6 +9,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/scan.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -486,11 +487,24 @@ static int push_source(lua_State *L, struct event *ev)
     return 1;
 }
 
-/* The payload's own bytes; of a body that is no JSON, all of it. */
+/* The payload's own bytes; of a body that is no JSON, all of it. An envelope is
+ * searched for them, not decoded; what that cannot answer, decoding does. */
 static int push_raw(lua_State *L, struct event *ev)
 {
+    static const char *const native[] = {"payload"}, *const cloud[] = {"data"};
+    struct slice found;
+    struct err err;
+
     if (ev->d.form == BODY_PAYLOAD || ev->d.form == BODY_BINARY) {
         push_slice(L, ev->d.body);
+        return 1;
+    }
+    if (!ev->is_parsed &&
+        scan_members(vm_of(L)->rt->scan, ev->d.body,
+                     ev->d.form == BODY_NATIVE ? native : cloud, 1, &found,
+                     &err) &&
+        (scan_starts_with(found, '{') || scan_starts_with(found, '['))) {
+        push_slice(L, found);
         return 1;
     }
     need_body(L, ev);

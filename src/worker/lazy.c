@@ -7,8 +7,8 @@
  * field is the same value and changes are not lost. Arrays become real tables
  * whole, because `#` and ipairs have no metamethods here.
  *
- * The overlay: [OVERLAY_VALUES] name → value, [OVERLAY_ORDER] names that were
- * added, [OVERLAY_ANCHOR] what keeps the document alive.
+ * The overlay: name → value; under keys that no script has, the names that were
+ * added, in their order, and what keeps the document alive.
  */
 #include "worker/vm_internal.h"
 
@@ -17,12 +17,12 @@
 #include <math.h>
 #include <stdio.h>
 
-enum { OVERLAY_VALUES = 1, OVERLAY_ORDER, OVERLAY_ANCHOR };
 enum { ARRAY_MARK = 1, ARRAY_LEN, ARRAY_ORIGIN };
 
 #define MAX_EXACT 9007199254740992.0 /* 2^53 */
 
 static const char removed; /* stands for a field that was set to nil */
+static const char order_key, anchor_key; /* of an overlay: light userdata */
 
 /* --- numbers ----------------------------------------------------------------- */
 
@@ -56,8 +56,6 @@ static uint16_t ctype_of(const void *cdata)
     memcpy(&id, (const char *)cdata - 6, sizeof(id));
     return id;
 }
-
-#define TYPE_CDATA 10 /* LuaJIT's LUA_TCDATA */
 
 /* 'i' or 'u' when the value is one of LuaJIT's 64-bit integers, else 0. */
 static int wide_kind(const struct vm *vm, lua_State *L, int index,
@@ -162,6 +160,11 @@ struct lazy *lazy_live(lua_State *L, int index)
     return z;
 }
 
+static void push_key(lua_State *L, const char *key)
+{
+    lua_pushlightuserdata(L, (void *)(uintptr_t)key);
+}
+
 static void push_object(lua_State *L, struct doc_owner *owner, uint32_t node,
                         int anchor)
 {
@@ -173,11 +176,10 @@ static void push_object(lua_State *L, struct doc_owner *owner, uint32_t node,
     lua_setmetatable(L, -2);
     if (!anchor)
         return;
-    lua_createtable(L, 3, 0);
     lua_createtable(L, 0, 2);
-    lua_rawseti(L, -2, OVERLAY_VALUES);
+    push_key(L, &anchor_key);
     lua_pushvalue(L, anchor);
-    lua_rawseti(L, -2, OVERLAY_ANCHOR);
+    lua_rawset(L, -3);
     lua_setfenv(L, -2);
     z->has_overlay = true;
 }
@@ -259,9 +261,7 @@ static void push_overlay(lua_State *L, int index)
     struct lazy *z = to_lazy(L, index);
 
     if (!z->has_overlay) {
-        lua_createtable(L, 3, 0);
         lua_createtable(L, 0, 2);
-        lua_rawseti(L, -2, OVERLAY_VALUES);
         lua_setfenv(L, index);
         z->has_overlay = true;
     }
@@ -272,22 +272,19 @@ static void push_overlay(lua_State *L, int index)
 static void push_overlaid(lua_State *L, int index, int key)
 {
     push_overlay(L, index);
-    lua_rawgeti(L, -1, OVERLAY_VALUES);
     lua_pushvalue(L, key);
     lua_rawget(L, -2);
-    lua_replace(L, -3);
-    lua_pop(L, 1);
+    lua_replace(L, -2);
 }
 
 /* Put the value on top under the key at `key`, leaving it there. */
 static void keep_child(lua_State *L, int index, int key)
 {
     push_overlay(L, index);
-    lua_rawgeti(L, -1, OVERLAY_VALUES);
     lua_pushvalue(L, key);
-    lua_pushvalue(L, -4);
+    lua_pushvalue(L, -3);
     lua_rawset(L, -3);
-    lua_pop(L, 2);
+    lua_pop(L, 1);
 }
 
 /* [-0, +1] or 0: what keeps the document alive. */
@@ -296,8 +293,9 @@ static int push_anchor(lua_State *L, int index)
     if (!to_lazy(L, index)->has_overlay)
         return 0;
     lua_getfenv(L, index);
-    lua_rawgeti(L, -1, OVERLAY_ANCHOR);
-    lua_remove(L, -2);
+    push_key(L, &anchor_key);
+    lua_rawget(L, -2);
+    lua_replace(L, -2);
     if (!lua_isnil(L, -1))
         return lua_gettop(L);
     lua_pop(L, 1);
@@ -384,12 +382,14 @@ static void remember_order(lua_State *L)
             return;
     }
     push_overlay(L, 1);
-    lua_rawgeti(L, -1, OVERLAY_ORDER);
+    push_key(L, &order_key);
+    lua_rawget(L, -2);
     if (lua_isnil(L, -1)) {
         lua_pop(L, 1);
         lua_newtable(L);
-        lua_pushvalue(L, -1);
-        lua_rawseti(L, -3, OVERLAY_ORDER);
+        push_key(L, &order_key);
+        lua_pushvalue(L, -2);
+        lua_rawset(L, -4);
     }
     lua_pushvalue(L, 2);
     lua_rawseti(L, -2, (int)lua_objlen(L, -2) + 1);
@@ -433,17 +433,17 @@ static bool same_lazy(lua_State *L, int index, int depth)
     if (!z->has_overlay || depth > 200)
         return depth <= 200;
     lua_getfenv(L, index);
-    lua_rawgeti(L, -1, OVERLAY_VALUES);
     lua_pushnil(L);
     while (is_same && lua_next(L, -2)) {
         size_t len;
         const char *name = lua_tolstring(L, -2, &len);
 
-        is_same = same(L, lua_gettop(L), z->owner,
+        is_same = !name || /* the anchor */
+                  same(L, lua_gettop(L), z->owner,
                        node_find(doc, z->node, name, len), depth + 1);
         lua_pop(L, 1);
     }
-    lua_pop(L, is_same ? 2 : 3);
+    lua_pop(L, is_same ? 1 : 2);
     return is_same;
 }
 
@@ -539,11 +539,9 @@ bool lazy_overlaid(lua_State *L, int index, struct slice name)
     if (!to_lazy(L, index)->has_overlay)
         return false;
     lua_getfenv(L, index);
-    lua_rawgeti(L, -1, OVERLAY_VALUES);
     lua_pushlstring(L, name.ptr, name.len);
     lua_rawget(L, -2);
-    lua_replace(L, -3);
-    lua_pop(L, 1);
+    lua_replace(L, -2);
     if (!lua_isnil(L, -1))
         return true;
     lua_pop(L, 1);
@@ -563,8 +561,9 @@ void lazy_added(lua_State *L, int index)
         return;
     }
     lua_getfenv(L, index);
-    lua_rawgeti(L, -1, OVERLAY_ORDER);
-    lua_remove(L, -2);
+    push_key(L, &order_key);
+    lua_rawget(L, -2);
+    lua_replace(L, -2);
 }
 
 long array_kept_len(lua_State *L, int index)

@@ -7,60 +7,98 @@
 
 #include <stdio.h>
 
-/*
- * Members in the order of the text, then those added. The control value is the
- * key itself, as next() wants it; a document's member is found again by its
- * name, so an iteration costs the square of the fields: pairs() uses a cursor.
- */
-struct cursor {
-    uint32_t node;
-    int added;
-};
-
-/* [-0, +2] key and value of the next member with a value; false at the end. */
-static bool step(lua_State *L, int index, struct cursor *cur)
+/* The n-th of the names that were added, or nil. [-0, +1] */
+static void push_added(lua_State *L, int index, int n)
 {
-    struct lazy *z = lazy_live(L, index);
+    lazy_added(L, index);
+    if (!lua_istable(L, -1))
+        return;
+    lua_rawgeti(L, -1, n);
+    lua_replace(L, -2);
+}
+
+/* Members in the order of the text, then those added; `z->next` stands behind
+ * the one given last. [-0, +2] key and value, or false and nothing. */
+static bool step(lua_State *L, int index, struct lazy *z)
+{
     const struct doc *doc = &z->owner->doc;
+    int top = lua_gettop(L);
 
-    while (!node_is_end(doc, cur->node)) {
-        struct slice name = node_text(doc, cur->node);
+    while (!node_is_end(doc, z->next)) {
+        struct slice name = node_text(doc, z->next);
 
-        cur->node = node_after(doc, cur->node + 1);
+        z->last = z->next;
+        z->next = node_after(doc, z->next + 1);
         lua_pushlstring(L, name.ptr, name.len);
-        lazy_get(L, index, lua_gettop(L));
+        lazy_get(L, index, top + 1);
         if (!lua_isnil(L, -1))
             return true;
-        lua_pop(L, 2);
+        lua_settop(L, top);
     }
-    if (!z->has_overlay)
-        return false;
-    lazy_added(L, index);
-    while (lua_istable(L, -1)) {
-        lua_rawgeti(L, -1, ++cur->added);
+    z->last = 0;
+    while (z->has_overlay) {
+        push_added(L, index, ++z->added);
         if (lua_isnil(L, -1))
             break;
-        lazy_get(L, index, lua_gettop(L));
-        if (!lua_isnil(L, -1)) {
-            lua_remove(L, -3);
+        lazy_get(L, index, top + 1);
+        if (!lua_isnil(L, -1))
             return true;
-        }
-        lua_pop(L, 2);
+        lua_settop(L, top);
     }
-    lua_settop(L, index);
+    lua_settop(L, top);
     return false;
 }
 
-/* upvalues: the lazy, a userdata with the cursor */
-static int l_pairs_step(lua_State *L)
+static void start_over(struct lazy *z)
 {
-    struct cursor *cur = lua_touserdata(L, lua_upvalueindex(2));
+    z->next = z->node + 1;
+    z->added = 0;
+    z->last = 0;
+}
 
-    lua_settop(L, 0);
-    lua_pushvalue(L, lua_upvalueindex(1));
-    if (!step(L, 1, cur))
+/* Stand behind `key`, by looking for it from the start: somebody else goes
+ * through the same object meanwhile. */
+static void find_again(lua_State *L, struct lazy *z)
+{
+    start_over(z);
+    while (step(L, 1, z)) {
+        bool is_it = lua_rawequal(L, -2, 2);
+
+        lua_settop(L, 2);
+        if (is_it)
+            return;
+    }
+    luaL_error(L, "invalid key to 'next'");
+}
+
+static bool stands_behind(lua_State *L, const struct lazy *z)
+{
+    const char *key;
+    size_t len;
+
+    if (!z->last || lua_type(L, 2) != LUA_TSTRING)
+        return false;
+    key = lua_tolstring(L, 2, &len);
+    return slice_eq(node_text(&z->owner->doc, z->last),
+                    (struct slice){key, len});
+}
+
+/* (lazy, key): the next key and its value. A loop brings the key that it was
+ * given and goes on where it stands. */
+static int next_lazy(lua_State *L)
+{
+    struct lazy *z = lazy_live(L, 1);
+
+    lua_settop(L, 2);
+    if (lua_isnil(L, 2))
+        start_over(z);
+    else if (!stands_behind(L, z))
+        find_again(L, z);
+    if (!step(L, 1, z)) {
         lua_pushnil(L);
-    return lua_gettop(L) - 1;
+        return 1;
+    }
+    return 2;
 }
 
 static int l_raw_next(lua_State *L)
@@ -70,27 +108,18 @@ static int l_raw_next(lua_State *L)
     return lua_next(L, 1) ? 2 : (lua_pushnil(L), 1);
 }
 
-static int pairs_lazy(lua_State *L)
-{
-    struct cursor *cur;
-
-    lazy_live(L, 1);
-    lua_pushvalue(L, 1);
-    cur = lua_newuserdata(L, sizeof(*cur));
-    *cur = (struct cursor){.node = lazy_live(L, 1)->node + 1};
-    lua_pushcclosure(L, l_pairs_step, 2);
-    return 1;
-}
-
-/* upvalue: LuaJIT's next */
+/* upvalues: LuaJIT's next, ours */
 static int l_pairs(lua_State *L)
 {
     struct vm *vm = vm_of(L);
 
     luaL_checkany(L, 1);
     lua_settop(L, 1);
-    if (is_lazy(vm, L, 1))
-        return pairs_lazy(L);
+    if (is_lazy(vm, L, 1)) {
+        lua_pushvalue(L, lua_upvalueindex(2));
+        lua_pushvalue(L, 1);
+        return 2;
+    }
     if (lua_type(L, 1) == LUA_TUSERDATA && luaL_callmeta(L, 1, "__fields"))
         lua_replace(L, 1);
     luaL_checktype(L, 1, LUA_TTABLE);
@@ -98,30 +127,6 @@ static int l_pairs(lua_State *L)
     lua_pushvalue(L, 1);
     lua_pushnil(L);
     return 3;
-}
-
-/* next() on a lazy: find the key again, then one step. */
-static int next_lazy(lua_State *L)
-{
-    struct cursor cur = {.node = lazy_live(L, 1)->node + 1};
-
-    lua_settop(L, 2);
-    lua_insert(L, 1); /* key, lazy */
-    if (!lua_isnil(L, 1)) {
-        for (;;) {
-            if (!step(L, 2, &cur))
-                return luaL_error(L, "invalid key to 'next'");
-            if (lua_rawequal(L, 1, -2))
-                break;
-            lua_settop(L, 2);
-        }
-        lua_settop(L, 2);
-    }
-    if (!step(L, 2, &cur)) {
-        lua_pushnil(L);
-        return 1;
-    }
-    return 2;
 }
 
 static int l_next(lua_State *L)
@@ -193,13 +198,16 @@ static bool looks_like_table(const struct vm *vm, lua_State *L, int index)
            has_metatable(L, index, vm->ctx_mt);
 }
 
+/* upvalues: the names of the types, as LuaJIT numbers them */
 static int l_type(lua_State *L)
 {
+    int type;
+
     luaL_checkany(L, 1);
-    if (lua_type(L, 1) == LUA_TUSERDATA && looks_like_table(vm_of(L), L, 1))
-        lua_pushliteral(L, "table");
-    else
-        lua_pushstring(L, luaL_typename(L, 1));
+    type = lua_type(L, 1);
+    if (type == LUA_TUSERDATA && looks_like_table(vm_of(L), L, 1))
+        type = LUA_TTABLE;
+    lua_pushvalue(L, lua_upvalueindex(type + 1));
     return 1;
 }
 
@@ -234,7 +242,6 @@ void lazy_functions(lua_State *L)
         {"next", l_next},
         {"rawget", l_rawget},
         {"rawset", l_rawset},
-        {"type", l_type},
         {"special", l_tostring_special},
         {"calibrate", lazy_calibrate},
         {NULL, NULL},
@@ -242,8 +249,13 @@ void lazy_functions(lua_State *L)
 
     lua_newtable(L);
     luaL_setfuncs(L, plain, 0);
+    for (int type = 0; type <= TYPE_CDATA; type++)
+        lua_pushstring(L, lua_typename(L, type));
+    lua_pushcclosure(L, l_type, TYPE_CDATA + 1);
+    lua_setfield(L, -2, "type");
     lua_getglobal(L, "next");
-    lua_pushcclosure(L, l_pairs, 1);
+    lua_pushcfunction(L, next_lazy);
+    lua_pushcclosure(L, l_pairs, 2);
     lua_setfield(L, -2, "pairs");
     lua_getglobal(L, "ipairs");
     lua_pushcclosure(L, l_ipairs, 1);

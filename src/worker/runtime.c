@@ -1,6 +1,7 @@
 #include "worker/runtime.h"
 
 #include "base/check.h"
+#include "base/scan.h"
 #include "worker/event.h"
 #include "worker/metrics_out.h"
 
@@ -12,6 +13,7 @@ void runtime_init(struct runtime *rt, struct ev_loop *loop, json_t *settings)
     list_init(&rt->spare_events);
     list_init(&rt->calls);
     rt->parser = doc_parser_new();
+    rt->scan = scan_new();
     rt->metrics = metrics_out_new();
 }
 
@@ -24,6 +26,7 @@ void runtime_fini(struct runtime *rt)
     events_free(rt);
     doc_fini(&rt->scratch);
     doc_parser_free(rt->parser);
+    scan_free(rt->scan);
     metrics_out_free(rt->metrics);
     json_decref(rt->settings);
 }

@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 struct doc_parser;
+struct scan;
 struct ev_loop;
 struct metrics_out;
 struct runtime;
@@ -64,6 +65,7 @@ struct runtime {
     } parts[PART_COUNT];
 
     struct doc_parser *parser;   /* of all documents, see doc.h */
+    struct scan *scan;           /* for event.raw */
     struct doc scratch;          /* while a text is being decoded */
     struct metrics_out *metrics; /* counted here, sent by the worker */
     struct list spare_events;    /* see event.h */

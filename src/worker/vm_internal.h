@@ -12,6 +12,8 @@
 #include <lua.h>
 #include <stdatomic.h>
 
+#define TYPE_CDATA 10 /* LuaJIT's LUA_TCDATA, the last of its types */
+
 enum vm_phase { PHASE_LOADING, PHASE_INIT, PHASE_HANDLE, PHASE_UNLOAD };
 
 const char *vm_phase_name(enum vm_phase phase);
@@ -140,6 +142,11 @@ struct lazy {
     uint32_t node;
     bool has_overlay; /* children and changes, in the userdata's environment */
     bool is_changed;
+
+    /* Of the loop over its members: where it goes on, how many of those added
+     * were given, and the member given last (0: none, or one that was added). */
+    uint32_t next, last;
+    int added;
 };
 
 void lazy_open(lua_State *L, struct vm *vm); /* metatables */

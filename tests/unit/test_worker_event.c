@@ -71,6 +71,20 @@ static const struct {
     {"(function() p.added = 1 local last for k in pairs(p) do last = k end "
      "return last end)()",
      "added"},
+    /* a loop inside a loop over the same object, one left early, and next()
+     * with a key from elsewhere */
+    {"(function() local n = 0 for k in pairs(p) do for j in pairs(p) do "
+     "n = n + 1 end end return tostring(n) end)()",
+     "81"},
+    {"(function() for k in pairs(p) do if k == 'list' then break end end "
+     "local k = {} for key in pairs(p) do k[#k + 1] = key end "
+     "return #k .. next(p, 'list') .. next(p, 'z') end)()",
+     "9emptya"},
+    {"(function() p.one = 1 p.two = 2 local k = {} for a in pairs(p) do "
+     "for b in pairs(p) do if b == 'two' then k[#k + 1] = a end end end "
+     "return #k .. k[10] .. k[11] end)()",
+     "11onetwo"},
+    {"tostring(select(2, pcall(next, p, 'nothing')))", "invalid key to 'next'"},
     {"tostring(rawget(p, 'z'))", "1"},
     {"tostring(#p)", "0"},
     {"tostring(p.nothing)", "nil"},
@@ -87,6 +101,7 @@ static const struct {
     {"event.source.kind .. event.source.topic .. event.source.partition .. "
      "event.source.offset",
      "kafkaorders37"},
+    {"event.raw:sub(1, 6) .. event.raw:sub(-1)", "{ \"z\":}"},
     {"type(event.metadata)", "table"},
     {"type(event)", "table"},
     {"(function() local n = 0 for k in pairs(event) do n = n + 1 end return "
