@@ -16,13 +16,25 @@ static const char *skip_space(const char *at, const char *end)
     return at;
 }
 
+/* Is the quote at `quote` part of a string that began after `start`? */
+static bool is_escaped(const char *start, const char *quote)
+{
+    const char *at = quote;
+
+    while (at > start && at[-1] == '\\')
+        at--;
+    return (quote - at) % 2 == 1;
+}
+
 /* `at` is on the opening quote; returns what follows the closing one. */
 static const char *skip_string(const char *at, const char *end)
 {
-    for (at++; at < end && *at != '"'; at++)
-        if (*at == '\\')
-            at++;
-    return at < end ? at + 1 : end;
+    const char *start = at + 1;
+
+    do
+        at = memchr(at + 1, '"', (size_t)(end - at - 1));
+    while (at && is_escaped(start, at));
+    return at ? at + 1 : end;
 }
 
 static const char *skip_container(const char *at, const char *end)

@@ -1,19 +1,41 @@
-# ./dev bench [NAME]: one script a benchmark in bench/, run on the release build.
+# ./dev bench [NAME|all] [OPTION…]: one script a benchmark in bench/, run on the
+# release build; each starts its own servers and fills its own data.
+
+bench_names() {
+    local script
+
+    for script in bench/[a-z]*.py; do
+        script="$(basename "$script" .py)"
+        [ "$script" = common ] || echo "$script"
+    done
+}
+
+run_bench() {
+    local name="$1"
+
+    shift
+    say "$name                                                    median / least / most"
+    "$PYTHON" "bench/$name.py" --out "bench/results/$name.json" "$@"
+}
 
 dev_bench() {
-    local name="${1:-}" script scripts=()
+    local name="${1:-}"
 
+    if [ -z "$name" ]; then
+        echo "usage: ./dev bench NAME|all [--pairs N] [--scale PART]"
+        bench_names | sed 's/^/  /'
+        return
+    fi
+    shift
     dev_deps
     build_preset release
     mkdir -p bench/results
-    if [ -n "$name" ]; then
-        scripts=("bench/$name.py")
-        [ -f "${scripts[0]}" ] || die "no benchmark '$name' in bench/"
+    if [ "$name" = all ]; then
+        for name in $(bench_names); do
+            run_bench "$name" "$@"
+        done
     else
-        scripts=(bench/[a-z]*.py)
+        [ -f "bench/$name.py" ] || die "no benchmark '$name' in bench/"
+        run_bench "$name" "$@"
     fi
-    for script in "${scripts[@]}"; do
-        say "$(basename "$script" .py)"
-        "$PYTHON" "$script" --out "bench/results/$(basename "$script" .py).json"
-    done
 }

@@ -1,4 +1,4 @@
-# ./dev test [quick|unit|lua|integration|faults|NAME]
+# ./dev test [quick|unit|lua|instructions|integration|faults|NAME]
 #
 # Servers are started by the tests that need them (tests/integration/), never
 # taken from the machine.
@@ -44,6 +44,12 @@ test_pytest() {
         -n "${TEST_JOBS:-$JOBS}" "$@"
 }
 
+# What one event costs, counted: the release may not have become slower.
+test_instructions() {
+    build_preset release
+    "$PYTHON" bench/instructions.py --check
+}
+
 test_integration() {
     build_sanitized
     test_pytest tests/integration
@@ -72,6 +78,8 @@ test_all() {
     say "Lua specs"
     test_lua
     test_sanitizers
+    say "instructions per event"
+    test_instructions
     say "scenarios with PostgreSQL and Apache Kafka"
     test_integration
 }
@@ -89,6 +97,7 @@ dev_test() {
     unit) test_unit ;;
     lua) test_lua ;;
     integration) test_integration ;;
+    instructions) test_instructions ;;
     faults) test_pytest tests/integration -m faults ;;
     *) test_named "$what" ;;
     esac

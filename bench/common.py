@@ -1,0 +1,259 @@
+"""What the benchmarks share: servers, measuring, pairs, tables, results.
+
+A ratio of two medians from runs that alternate in one process of measuring is
+what counts here; figures of their own depend on the machine and on the day.
+CPU is user and system time of all threads of our processes, host and workers.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+from servers import Kafka, Postgres, Server, free_port, tail, wait_for  # noqa: E402
+
+BUILD = ROOT / "build" / "release"
+TICK_US = 1e6 / os.sysconf("SC_CLK_TCK")
+
+CONF = """return {{
+  database = {{ url = "{database}" }},
+  kafka = {{ brokers = "{brokers}", topics = {{ {topics} }}, group_id = "{group}" }},
+  outbox = {{ {outbox} }},
+  http = {{ listen = "127.0.0.1:{port}" }},
+  workers = {{ count = {workers} }},
+  templates = {{ path = "{root}/templates" }},
+  handlers = {{ path = "{handlers}", lua = "{root}/lua" }},
+}}
+"""
+
+
+# --- processes ---------------------------------------------------------------
+
+def stat_of(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+
+
+def cpu_us(pid):
+    """User and system time of a process, µs."""
+    fields = stat_of(pid)
+    return (int(fields[11]) + int(fields[12])) * TICK_US
+
+
+def children(pid):
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
+    return [int(word) for word in found.stdout.split()]
+
+
+def tree_cpu_us(pid):
+    """The same with its children, those that have gone, too."""
+    fields = stat_of(pid)
+    gone = (int(fields[13]) + int(fields[14])) * TICK_US
+    return cpu_us(pid) + gone + sum(cpu_us(child) for child in children(pid))
+
+
+def peak_mib(pid):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
+
+
+def resident_mib(pid):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+
+def run_json(program, *args):
+    """One of the C programs; it prints one line of JSON."""
+    done = subprocess.run([str(BUILD / "bench" / program), *(str(a) for a in args)],
+                          capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{program} {args}: {done.stdout}{done.stderr}")
+    return json.loads(done.stdout)
+
+
+# --- moontide -----------------------------------------------------------------
+
+HANDLERS = {
+    "three": """return { subscribes = { "*" }, concurrency = 1000, start = "earliest",
+  handle = function(event, ctx)
+    local p = event.payload
+    if event.type == nil or p.total == nil or p.currency == nil then
+      error("a field is missing")
+    end
+  end }
+""",
+}
+
+
+class Host(Server):
+    """`moontide run` of the release build; one handler file or those of the
+    repository."""
+
+    def __init__(self, folder, handlers, database="", brokers="", topics=(), group=None,
+                 workers=1, outbox=""):
+        super().__init__(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        for name, text in handlers.items():
+            (self.folder / "handlers").mkdir(exist_ok=True)
+            (self.folder / "handlers" / f"{name}.lua").write_text(text)
+        self.conf = self.folder / "moontide.lua"
+        self.conf.write_text(CONF.format(
+            database=database, brokers=brokers, root=ROOT, port=self.port, workers=workers,
+            topics=", ".join(f'"{t}"' for t in topics), outbox=outbox,
+            group=group or f"bench-{time.time_ns()}", handlers=self.folder / "handlers"))
+
+    def cli(self, *args):
+        done = subprocess.run([str(BUILD / "moontide"), *args, "-c", str(self.conf)],
+                              capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"moontide {args}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def start(self):
+        self.spawn([BUILD / "moontide", "run", "-c", self.conf])
+        self.await_ready(lambda: self.page("/healthz") is not None, 30, "the host")
+        return self
+
+    def page(self, path):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as reply:
+                return reply.read().decode()
+        except OSError:
+            return None
+
+    def metric(self, name, labels=""):
+        """The sum over the series that have these labels."""
+        page = self.page("/metrics") or ""
+        found = re.findall(rf"^{name}(?:{{(.*?)}})? ([0-9.e+-]+)$", page, re.M)
+        return sum(float(value) for label, value in found if labels in label)
+
+    def workers(self):
+        return children(self.process.pid)
+
+    def cpu_us(self):
+        """Host and workers."""
+        return (cpu_us(self.process.pid), sum(cpu_us(pid) for pid in self.workers()))
+
+    def drain_all(self, handler, events, timeout=600):
+        """Until the handler has settled so many events. Rates are taken from the
+        first look that shows any to the last one that shows not yet all."""
+        first = None
+        deadline = time.monotonic() + timeout
+        while True:
+            count = self.metric("moontide_settled_total", f'handler="{handler}",how="ack"')
+            now, (host, workers) = time.monotonic(), self.cpu_us()
+            if count and not first:
+                first = (now, count, host, workers)
+            if count >= events:
+                break
+            if now > deadline or not self.running():
+                raise RuntimeError(f"{count} of {events} events:\n{tail(self.log)}")
+            time.sleep(0.05)
+        n = count - first[1]
+        return {
+            "events": n, "seconds": now - first[0], "rate": n / (now - first[0]),
+            "host_us": (host - first[2]) / n, "worker_us": (workers - first[3]) / n,
+            "cpu_us": (host + workers - first[2] - first[3]) / n,
+            "host_mib": peak_mib(self.process.pid),
+            "worker_mib": max(peak_mib(pid) for pid in self.workers()),
+        }
+
+
+# --- running and telling ----------------------------------------------------------
+
+class Bench:
+    """Folder, arguments and results of one benchmark."""
+
+    def __init__(self, name, what):
+        self.name = name
+        parser = argparse.ArgumentParser(prog=f"./dev bench {name}", description=what)
+        parser.add_argument("--out", help="write the results there, as JSON")
+        parser.add_argument("--pairs", type=int, default=5, help="pairs after the warm-up (5)")
+        parser.add_argument("--scale", type=float, default=1.0,
+                            help="a part of the events, for a first look (1)")
+        self.args = parser.parse_args()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"moontide-bench-{name}-", dir="/tmp"))
+        self.folder.chmod(0o755)
+        self.servers, self.rows, self.raw = [], [], {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        for server in reversed(self.servers):
+            server.stop() if hasattr(server, "stop") else server.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if exc[0] is None:
+            self.tell()
+
+    def count(self, events):
+        return max(1000, int(events * self.args.scale))
+
+    def kafka(self):
+        server = Kafka(self.folder / "kafka").init().start()
+        self.servers.append(server)
+        return server
+
+    def postgres(self, **settings):
+        server = Postgres(self.folder / "pg", settings=settings).init().start()
+        self.servers.append(server)
+        return server
+
+    def pairs(self, ours, limit):
+        """A B A B …: one pair to warm up, then as many as were asked for."""
+        pairs = []
+        for i in range(self.args.pairs + 1):
+            pair = (ours(i), limit(i))
+            if i > 0:
+                pairs.append(pair)
+        return pairs
+
+    def repeat(self, run):
+        run(0)
+        return [run(i + 1) for i in range(self.args.pairs)]
+
+    def row(self, what, values, unit="", target=""):
+        """A line of the table: the median and the range."""
+        values = list(values)
+        self.rows.append({"what": what, "median": statistics.median(values),
+                          "min": min(values), "max": max(values), "unit": unit,
+                          "target": target})
+
+    def tell(self):
+        width = max(len(row["what"]) for row in self.rows)
+        for row in self.rows:
+            figures = " ".join(f"{shown(row[k]):>12}" for k in ("median", "min", "max"))
+            print(f"  {row['what']:<{width}} {figures}  {row['unit']:<10} {row['target']}")
+        if self.args.out:
+            Path(self.args.out).write_text(json.dumps(
+                {"name": self.name, "machine": machine(), "rows": self.rows, "raw": self.raw},
+                indent=1) + "\n")
+
+
+def shown(value):
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def machine():
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT,
+                         capture_output=True, text=True)
+    version = subprocess.run([str(BUILD / "moontide"), "version"], capture_output=True, text=True)
+    return {"cpu": cpu[1] if cpu else platform.processor(), "cores": os.cpu_count(),
+            "kernel": platform.release(), "commit": git.stdout.strip(),
+            "moontide": version.stdout.strip(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ",
+                                                                      time.gmtime())}
