@@ -284,9 +284,14 @@ function str.gsub(s, p, repl, limit)
   return gsub_with(s, p, repl, limit or math.huge)
 end
 
--- ("x"):upper() finds the handlers' table, and no one its metatable.
+-- ("x"):upper() finds our functions first: the modules call methods, too, and a
+-- handler that changes its `string` changes no check of theirs. What it adds to
+-- `string` is found behind them. No one finds the metatable.
+local methods = {}
+for name, fn in pairs(str) do methods[name] = fn end
+setmetatable(methods, { __index = str })
 local string_mt = debug_getmetatable("")
-string_mt.__index = str
+string_mt.__index = methods
 string_mt.__metatable = false
 
 -- Coroutines ----------------------------------------------------------------
@@ -296,14 +301,29 @@ string_mt.__metatable = false
 local API_YIELD = host.api_yield
 local MAX_NESTED = 100
 local raw_resume, raw_yield, running = coroutine.resume, coroutine.yield, coroutine.running
+-- Depth of the coroutines that the handler made; a delivery's own is not here.
 local nesting = setmetatable({}, { __mode = "k" })
+-- Those in a call of ours: only the delivery that called may go on with them.
+local waiting = setmetatable({}, { __mode = "k" })
 
-local co = { create = coroutine.create, status = coroutine.status, running = coroutine.running }
+local co = { status = coroutine.status, running = coroutine.running }
 env.coroutine = co
+
+function co.create(fn)
+  local thread = coroutine.create(fn)
+  nesting[thread] = 0
+  return thread
+end
+
+local function answer(thread, ...)
+  waiting[thread] = nil
+  return raw_resume(thread, ...)
+end
 
 local function pass_on(thread, ok, first, ...)
   if ok and first == API_YIELD then
-    return pass_on(thread, raw_resume(thread, raw_yield(first)))
+    waiting[thread] = true
+    return pass_on(thread, answer(thread, raw_yield(first)))
   end
   return ok, first, ...
 end
@@ -312,6 +332,8 @@ function co.resume(thread, ...)
   if type(thread) ~= "thread" then
     error("bad argument #1 to 'resume' (coroutine expected)", 2)
   end
+  if not nesting[thread] then return false, "cannot resume the coroutine of a delivery" end
+  if waiting[thread] then return false, "the coroutine waits for a call" end
   local current = running()
   local depth = (current and nesting[current] or 0) + 1
   if depth > MAX_NESTED then return false, "too many nested coroutines" end
@@ -341,11 +363,14 @@ end
 
 local loaded, loading = {}, {}
 
+-- A copy, for the modules use each other: what a handler changes is its own.
 local function api_module(name)
   if not host.api_modules[name] then
     error(("module 'moontide.%s' does not exist"):format(name), 3)
   end
-  return host.require(name)
+  local own = {}
+  for key, value in pairs(host.require(name)) do own[key] = value end
+  return own
 end
 
 local function user_module(name)

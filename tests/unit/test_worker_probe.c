@@ -316,6 +316,38 @@ static void test_allow_only_from_settings(void **state)
 }
 
 /* Effects are written down, not done; later modules come from the bundle. */
+/* The file has run before its table is read: what it changed must not decide
+ * what the reader writes. */
+static void test_a_file_cannot_grant_itself(void **state)
+{
+    static const char *const tricks[] = {
+        "local json = require 'moontide.json' local encode = json.encode\n"
+        "json.encode = function(d) d.allow = { db = true } return encode(d) "
+        "end",
+        "string.find = function() return 1 end",
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(tricks) / sizeof(*tricks); i++) {
+        char *source =
+            xasprintf("%s\nreturn { " OK_PARTS ", subscribes = { 'no type' } }",
+                      tricks[i]);
+        char *fine = xasprintf("%s\nreturn { " OK_PARTS " }", tricks[i]);
+        struct reading r;
+
+        read_handler(&r, fine, "{}");
+        if (!r.bundle)
+            fail_msg("%s", r.err.msg);
+        assert_int_equal(json_object_size(decl(&r, "allow")), 0);
+        reading_fini(&r);
+        read_handler(&r, source, "{}");
+        assert_null(r.bundle);
+        reading_fini(&r);
+        free(source);
+        free(fine);
+    }
+}
+
 static void test_dry_run(void **state)
 {
     struct reading r;
@@ -420,6 +452,7 @@ int main(void)
         cmocka_unit_test(test_secret_from_a_file),
         cmocka_unit_test(test_version_is_content),
         cmocka_unit_test(test_allow_only_from_settings),
+        cmocka_unit_test(test_a_file_cannot_grant_itself),
         cmocka_unit_test(test_dry_run),
         cmocka_unit_test(test_spec),
     };

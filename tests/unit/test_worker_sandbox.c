@@ -209,9 +209,89 @@ static void test_waiting_in_own_coroutines(void **state)
     assert_string_equal(seen.reason, "123");
 }
 
+/* A coroutine that waits in a call belongs to the delivery that waits: woken
+ * by another it would answer that call with whatever it is given. */
+static void test_waiting_coroutines_are_not_resumed_by_others(void **state)
+{
+    static const char source[] =
+        "local timer = require('moontide.timer') local sleeper\n"
+        "return { handle = function(event, ctx)\n"
+        "  if event.payload.first then\n"
+        "    sleeper = coroutine.create(function()\n"
+        "      return timer.sleep(0.05) end)\n"
+        "    local ok, slept = coroutine.resume(sleeper)\n"
+        "    return ctx.skip(tostring(ok) .. ' ' .. tostring(slept))\n"
+        "  end\n"
+        "  local ok, why = coroutine.resume(sleeper, 'stolen')\n"
+        "  return ctx.skip(tostring(ok) .. ' ' .. tostring(why))\n"
+        "end }";
+    struct harness h;
+
+    (void)state;
+    harness_init(&h, source, "{}");
+    harness_offer(&h, 1, 1, 0, "{\"first\":true}");
+    harness_offer(&h, 2, 2, 0, "{}");
+    harness_wait(&h, 2);
+    assert_int_equal(h.seen[0].slot, 2);
+    assert_string_equal(h.seen[0].reason,
+                        "false the coroutine waits for a call");
+    assert_string_equal(h.seen[1].reason, "true true");
+    harness_fini(&h);
+}
+
+/* The coroutine of a delivery is the worker's: run by another delivery it
+ * would end that one with its own verdict. */
+static void test_deliveries_are_not_resumed(void **state)
+{
+    static const char source[] =
+        "local timer = require('moontide.timer') local delivery\n"
+        "return { handle = function(event, ctx)\n"
+        "  if event.payload.first then\n"
+        "    delivery = coroutine.running()\n"
+        "    timer.sleep(0.05)\n"
+        "    return ctx.skip('first')\n"
+        "  end\n"
+        "  local ok = coroutine.resume(delivery)\n"
+        "  return ctx.dead(tostring(ok))\n"
+        "end }";
+    struct harness h;
+
+    (void)state;
+    harness_init(&h, source, "{}");
+    harness_offer(&h, 1, 1, 0, "{\"first\":true}");
+    harness_offer(&h, 2, 2, 0, "{}");
+    harness_wait(&h, 2);
+    assert_int_equal(h.seen[0].slot, 2);
+    assert_int_equal(h.seen[0].verdict, VERDICT_DEAD);
+    assert_string_equal(h.seen[0].reason, "false");
+    assert_int_equal(h.seen[1].slot, 1);
+    assert_string_equal(h.seen[1].reason, "first");
+    harness_fini(&h);
+}
+
+/* What a handler does to its copies of the libraries does not reach ours. */
+static void test_our_own_code_keeps_its_functions(void **state)
+{
+    struct seen seen =
+        run_body("local json = require('moontide.json')\n"
+                 "string.format = function() return 'mine' end\n"
+                 "string.shout = function(s) return s:upper() .. '!' end\n"
+                 "json.decode = nil\n"
+                 "return ctx.skip(('%d'):format(1) .. ('x'):shout() ..\n"
+                 "  string.format('%d', 2) .. "
+                 "tostring(require('moontide.json').decode))",
+                 "{}");
+
+    (void)state;
+    assert_string_equal(seen.reason, "1X!minenil");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_waiting_coroutines_are_not_resumed_by_others),
+        cmocka_unit_test(test_deliveries_are_not_resumed),
+        cmocka_unit_test(test_our_own_code_keeps_its_functions),
         cmocka_unit_test(test_no_escape),
         cmocka_unit_test(test_bytecode_is_refused),
         cmocka_unit_test(test_syntax_error_names_the_line),
