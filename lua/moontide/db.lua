@@ -79,11 +79,13 @@ end
 
 -- Transactions ------------------------------------------------------------
 
--- What the runner and we see of a transaction. Handlers see its `public`,
+-- What the runner and we see of a transaction. Handlers see what shown() gives,
 -- which cannot end it.
 local Tx = {}
 Tx.__index = Tx
 
+-- A transaction must not lead to what is shown of it, or neither is ever freed:
+-- LuaJIT's weak keys are held by their own values.
 local inside = setmetatable({}, { __mode = "k" })
 
 local Public = {}
@@ -101,9 +103,14 @@ end
 
 
 local function tx_new(session)
-  local tx = setmetatable({ session = session, public = setmetatable({}, Public) }, Tx)
-  inside[tx.public] = tx
-  return tx
+  return setmetatable({ session = session }, Tx)
+end
+
+
+function Tx:shown()
+  local public = setmetatable({}, Public)
+  inside[public] = self
+  return public
 end
 
 
@@ -304,7 +311,7 @@ function Database:transaction(fn)
   if type(fn) ~= "function" then error("db.transaction takes a function", 2) end
   local tx, err = begin(self.name)
   if not tx then return nil, err end
-  return finish(tx, pcall(fn, tx.public))
+  return finish(tx, pcall(fn, tx:shown()))
 end
 
 

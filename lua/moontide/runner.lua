@@ -186,7 +186,7 @@ local function in_transaction(handle)
       tx:rollback()
       return verdict
     end
-    host.set_tx(tx.public)
+    host.set_tx(tx:shown())
     local ok, value = xpcall(handle, trace, event, context)
     host.set_tx(nil)
     verdict = value
@@ -350,7 +350,7 @@ function Batch:attempt_in_transaction(list)
   end
   local verdicts, failure = {}, nil
   if #fresh > 0 then
-    host.set_tx(tx.public)
+    host.set_tx(tx:shown())
     verdicts, failure = self:run(fresh)
     host.set_tx(nil)
   end

@@ -64,7 +64,7 @@ describe("lua/meta", function()
   it("describes what a transaction offers", function()
     load_half("db")
     local tx = host.db_tx.begin()
-    assert.same(described("db", "Tx"), functions_of(debug.getmetatable(tx.public).__index))
+    assert.same(described("db", "Tx"), functions_of(debug.getmetatable(tx:shown()).__index))
   end)
 
   local in_c = {

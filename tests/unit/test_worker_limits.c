@@ -1,6 +1,8 @@
 /* Time and memory limits, and every kind of error a handler can end with. */
 #include "worker_harness.h"
 
+#include "worker/vm_internal.h"
+
 /* Lua that never ends: the hook must stop each, and the next event runs. */
 static const char *const endless[] = {
     "while true do end",
@@ -202,9 +204,40 @@ static void test_traceback_names_the_line(void **state)
     assert_non_null(strstr(seen.traceback, "in function 'deep'"));
 }
 
+static size_t used_after(struct harness *h, int deliveries)
+{
+    for (int i = 0; i < deliveries; i++)
+        harness_offer(h, 1, 1, 0, "{}");
+    for (int i = 0; i < 3; i++)
+        lua_gc(unit_vm(h->unit)->L, LUA_GCCOLLECT, 0);
+    return unit_vm(h->unit)->used;
+}
+
+/* A VM lives for weeks: what a delivery leaves behind adds up. */
+static void test_transactions_leave_nothing_behind(void **state)
+{
+    struct harness h;
+    size_t before, after;
+
+    (void)state;
+    harness_init(&h,
+                 "return { handle = function(event, ctx)"
+                 " ctx.tx:exec('SELECT 1') end }",
+                 "{\"transaction\":true}");
+    h.rt.mode = MODE_TEST;
+    before = used_after(&h, 200);
+    after = used_after(&h, 2000);
+    assert_int_equal(h.n_seen, 2200);
+    assert_int_equal(h.seen[0].verdict, VERDICT_ACK);
+    if (after > before + 10000)
+        fail_msg("2000 deliveries left %zu bytes", after - before);
+    harness_fini(&h);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_transactions_leave_nothing_behind),
         cmocka_unit_test(test_endless_loops_end),
         cmocka_unit_test(test_memory_bombs_end),
         cmocka_unit_test(test_replaced_after_a_limit),
