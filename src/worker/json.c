@@ -144,6 +144,25 @@ static bool put_member(struct out *o, int index, const struct doc *doc,
     return ok;
 }
 
+/* The name is below the value on top. */
+static bool put_key(struct out *o)
+{
+    struct slice name;
+
+    if (lua_type(o->L, -2) == LUA_TSTRING) {
+        name.ptr = lua_tolstring(o->L, -2, &name.len);
+        return put_string(o, name);
+    }
+    if (lua_type(o->L, -2) == LUA_TNUMBER) {
+        buf_add_char(o->buf, '"');
+        if (!put_number(o, lua_tonumber(o->L, -2)))
+            return false;
+        buf_add_char(o->buf, '"');
+        return true;
+    }
+    return refuse(o, "a table with keys that are no strings");
+}
+
 static bool put_added(struct out *o, int index, bool *first)
 {
     lua_State *L = o->L;
@@ -153,24 +172,15 @@ static bool put_added(struct out *o, int index, bool *first)
     lazy_added(L, index);
     names = lua_gettop(L);
     for (int i = 1; ok && lua_istable(L, names); i++) {
-        struct slice name;
-
         lua_rawgeti(L, names, i);
         if (lua_isnil(L, -1))
             break;
-        if (lua_type(L, -1) != LUA_TSTRING && lua_type(L, -1) != LUA_TNUMBER) {
-            ok = refuse(o, "a field whose name is no string");
-            break;
+        if (lazy_overlaid_key(L, index, names + 1) && !lazy_is_removed(L, -1)) {
+            put_separator(o, first);
+            ok = put_key(o);
+            buf_add_char(o->buf, ':');
+            ok = ok && put_value(o, lua_gettop(L));
         }
-        name.ptr = lua_tolstring(L, -1, &name.len);
-        if (!lazy_overlaid(L, index, name) || lazy_is_removed(L, -1)) {
-            lua_settop(L, names);
-            continue;
-        }
-        put_separator(o, first);
-        ok = put_string(o, name);
-        buf_add_char(o->buf, ':');
-        ok = ok && put_value(o, lua_gettop(L));
         lua_settop(L, names);
     }
     lua_settop(L, names - 1);
@@ -216,14 +226,14 @@ static bool is_sequence(lua_State *L, int index, size_t *entries, size_t *max)
     *entries = 0;
     lua_pushnil(L);
     while (lua_next(L, index)) {
+        double key = lua_type(L, -2) == LUA_TNUMBER ? lua_tonumber(L, -2) : 0;
+
         lua_pop(L, 1);
         (*entries)++;
-        if (lua_type(L, -1) != LUA_TNUMBER || lua_tonumber(L, -1) < 1 ||
-            lua_tonumber(L, -1) > (double)len + 64) {
+        if (key < 1 || key > (double)len + 64 || key != floor(key))
             is_seq = false;
-        } else if (lua_tonumber(L, -1) > (double)*max) {
-            *max = (size_t)lua_tonumber(L, -1);
-        }
+        else if (key > (double)*max)
+            *max = (size_t)key;
     }
     return is_seq && *entries > 0;
 }
@@ -254,6 +264,20 @@ static bool put_element(struct out *o, int index, bool has_origin, size_t i)
     return put_value(o, lua_gettop(L));
 }
 
+/* What was added behind the last null; objlen may stop before it. */
+static size_t len_behind_nulls(lua_State *L, int index, size_t len)
+{
+    bool is_there = true;
+
+    while (is_there) {
+        lua_rawgeti(L, index, (int)len + 1);
+        is_there = !lua_isnil(L, -1);
+        lua_pop(L, 1);
+        len += is_there;
+    }
+    return len;
+}
+
 static bool put_array(struct out *o, int index, long kept)
 {
     lua_State *L = o->L;
@@ -262,8 +286,9 @@ static bool put_array(struct out *o, int index, long kept)
 
     if (has_origin)
         lua_pop(L, 1);
-    if (kept > 0 && (size_t)kept > len)
-        len = (size_t)kept;
+    if (kept > 0)
+        len =
+            len_behind_nulls(L, index, (size_t)kept > len ? (size_t)kept : len);
     has_origin = has_origin && len <= 1000; /* finding digits is quadratic */
     buf_add_char(o->buf, '[');
     for (size_t i = 1; i <= len; i++) {
@@ -279,24 +304,6 @@ static bool put_array(struct out *o, int index, long kept)
     }
     buf_add_char(o->buf, ']');
     return true;
-}
-
-static bool put_key(struct out *o)
-{
-    struct slice name;
-
-    if (lua_type(o->L, -2) == LUA_TSTRING) {
-        name.ptr = lua_tolstring(o->L, -2, &name.len);
-        return put_string(o, name);
-    }
-    if (lua_type(o->L, -2) == LUA_TNUMBER) {
-        buf_add_char(o->buf, '"');
-        if (!put_number(o, lua_tonumber(o->L, -2)))
-            return false;
-        buf_add_char(o->buf, '"');
-        return true;
-    }
-    return refuse(o, "a table with keys that are no strings");
 }
 
 static bool put_object(struct out *o, int index)

@@ -454,6 +454,7 @@ static bool same_array(lua_State *L, int index, struct doc_owner *owner,
     uint32_t at = node + 1;
     long n = array_len(L, index);
     size_t len = lua_objlen(L, index);
+    bool is_longer;
     size_t i = 1;
 
     if (n < 0)
@@ -469,9 +470,11 @@ static bool same_array(lua_State *L, int index, struct doc_owner *owner,
     }
     if (n == 0)
         return len == i - 1;
-    lua_rawgeti(L, index, (int)i); /* nothing added behind the nulls? */
+    /* The border that objlen finds may be before a null. */
+    lua_rawgeti(L, index, (int)i);
+    is_longer = !lua_isnil(L, -1);
     lua_pop(L, 1);
-    return len <= i - 1 && (size_t)n == i - 1;
+    return !is_longer && len <= i - 1 && (size_t)n == i - 1;
 }
 
 static bool same_number(lua_State *L, int index, const struct doc *doc,
@@ -534,18 +537,25 @@ bool lazy_unchanged(lua_State *L, int index)
 
 /* --- for the writer (json.c) ---------------------------------------------------- */
 
-bool lazy_overlaid(lua_State *L, int index, struct slice name)
+bool lazy_overlaid_key(lua_State *L, int index, int key)
 {
     if (!to_lazy(L, index)->has_overlay)
         return false;
-    lua_getfenv(L, index);
-    lua_pushlstring(L, name.ptr, name.len);
-    lua_rawget(L, -2);
-    lua_replace(L, -2);
+    push_overlaid(L, index, key);
     if (!lua_isnil(L, -1))
         return true;
     lua_pop(L, 1);
     return false;
+}
+
+bool lazy_overlaid(lua_State *L, int index, struct slice name)
+{
+    bool found;
+
+    lua_pushlstring(L, name.ptr, name.len);
+    found = lazy_overlaid_key(L, index, lua_gettop(L));
+    lua_remove(L, found ? -2 : -1);
+    return found;
 }
 
 bool lazy_is_removed(lua_State *L, int index)

@@ -176,6 +176,7 @@ bool lazy_unchanged(lua_State *L, int index);
 /* [-0, +1] or false: what was put over a member's own value; lightuserdata
  * stands for nil (json.null) and for removed fields. */
 bool lazy_overlaid(lua_State *L, int index, struct slice name);
+bool lazy_overlaid_key(lua_State *L, int index, int key);
 bool lazy_is_removed(lua_State *L, int index);
 /* [-0, +1] the names that were added, a table or nil. */
 void lazy_added(lua_State *L, int index);

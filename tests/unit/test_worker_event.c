@@ -52,6 +52,16 @@ static const struct {
     {"(function() p.none = nil p.z = json.null "
      "return tostring(json.is_null(p, 'z')) .. tostring(p.z) end)()",
      "truenil"},
+    {"(function() local l = json.decode('{\"l\":[1,null]}') l.l[3] = 'x' "
+     "return json.encode(l) end)()",
+     "{\"l\":[1,null,\"x\"]}"},
+    {"(function() local l = json.decode('[null,null]') l[3] = 'x' l[4] = 'y' "
+     "return json.encode(l) end)()",
+     "[null,null,\"x\",\"y\"]"},
+    {"(function() p.obj[5] = 'five' return json.encode(p.obj) end)()",
+     "{\"deep\":{\"x\":\"\\u00e9\\n\"},\"5\":\"five\"}"},
+    {"json.encode({ [1.5] = 1 })", "{\"1.5\":1}"},
+    {"#json.encode({ [1.5] = 1, [2.5] = 2 })", "17"},
     /* like tables */
     {"type(p)", "table"},
     {"type(p.list)", "table"},
