@@ -34,16 +34,33 @@ static uint32_t array_oid(const char *type)
     return 0;
 }
 
+/* The fewest digits that read back as the same number: a numeric column keeps
+ * every one that is written. */
+static void add_digits(struct buf *out, double n)
+{
+    char text[40];
+
+    for (int digits = 15; digits <= 17; digits++) {
+        snprintf(text, sizeof(text), "%.*g", digits, n);
+        if (strtod(text, NULL) == n)
+            break;
+    }
+    buf_add_text(out, text);
+}
+
+/* A bigint takes no exponent. */
+#define MAX_WHOLE 9.3e18
+
 static void add_number(struct buf *out, double n)
 {
     if (isnan(n))
         buf_add_text(out, "NaN");
     else if (isinf(n))
         buf_add_text(out, n > 0 ? "Infinity" : "-Infinity");
-    else if (n == floor(n) && fabs(n) < 1e15)
+    else if (n == floor(n) && fabs(n) < MAX_WHOLE)
         buf_printf(out, "%.0f", n);
     else
-        buf_printf(out, "%.17g", n);
+        add_digits(out, n);
 }
 
 enum value_kind { VALUE_NULL, VALUE_TEXT, VALUE_JSON, VALUE_BAD };

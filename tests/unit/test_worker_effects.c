@@ -329,6 +329,22 @@ static void values_go_there_and_come_back(void **state)
         DB, NULL));
 }
 
+/* A double in a numeric column has the digits that JSON writes for it. */
+static void numbers_keep_their_digits(void **state)
+{
+    (void)state;
+    assert_ack(run(
+        "local r = assert(db.query([[SELECT $1::numeric AS a, $2::text AS b,"
+        " ($3::numeric[])[1] AS c, $4::bigint AS d, $5::float8 AS e,"
+        " $6::text AS f]], 2.45, 0.1, db.array({ 59.9 }), 1e17, 1/3, "
+        "-0.5))[1]\n"
+        "assert(r.a == '2.45', r.a) assert(r.b == '0.1', r.b)\n"
+        "assert(r.c == '59.9', r.c)\n"
+        "assert(tostring(r.d) == '100000000000000000', tostring(r.d))\n"
+        "assert(r.e == 1/3) assert(r.f == '-0.5')",
+        DB, NULL));
+}
+
 static void a_failed_statement_is_an_error_with_its_code(void **state)
 {
     (void)state;
@@ -535,6 +551,7 @@ int main(void)
     };
     const struct CMUnitTest with_server[] = {
         cmocka_unit_test(values_go_there_and_come_back),
+        cmocka_unit_test(numbers_keep_their_digits),
         cmocka_unit_test(a_failed_statement_is_an_error_with_its_code),
         cmocka_unit_test(copy_takes_rows_with_holes),
         cmocka_unit_test(a_transaction_of_its_own_commits_or_does_not),
