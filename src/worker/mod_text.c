@@ -93,7 +93,9 @@ static bool is_number_char(char c)
 }
 
 /* Digits and separators that look like a phone or card number: 7 digits or
- * more. Returns its length, ending with a digit, or 0. */
+ * more. Returns its length, ending with a digit, or 0. It begins with a digit
+ * or with the bracket before one: of less than 7 digits there are few, and so
+ * are the beginnings from which the separators behind them are read. */
 static size_t number_len(const char *at, const char *end)
 {
     const char *p = at, *last = NULL;
@@ -101,7 +103,9 @@ static size_t number_len(const char *at, const char *end)
 
     if (p < end && *p == '+')
         p++;
-    if (p >= end || (!isdigit((unsigned char)*p) && *p != '('))
+    if (p < end && *p == '(')
+        p++;
+    if (p >= end || !isdigit((unsigned char)*p))
         return 0;
     for (; p < end && is_number_char(*p); p++)
         if (isdigit((unsigned char)*p)) {

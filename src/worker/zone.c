@@ -20,7 +20,6 @@ struct rule {
 struct zone {
     struct zone *next;
     char *name;
-    bool is_known;
     int64_t *times; /* of transitions */
     uint8_t *kinds; /* type after each */
     int n_times, n_kinds;
@@ -30,11 +29,9 @@ struct zone {
     struct rule start, end;
 };
 
-static struct zone *zones; /* of the worker's one Lua thread */
-static int n_zones;
-
-/* Names come from events: unknown ones must not fill the memory. */
-#define MAX_ZONES 2000
+/* Of the worker's one Lua thread. Names come from events, so only those that
+ * there are stay: made-up ones would fill the memory. */
+static struct zone *zones;
 
 int64_t days_from_date(int64_t year, int month, int day)
 {
@@ -276,14 +273,25 @@ static bool parse(struct zone *z, const uint8_t *data, int64_t len)
 
 static bool is_zone_name(const char *name)
 {
-    return *name && *name != '/' && !strstr(name, "..") && strlen(name) < 64 &&
+    return *name && *name != '/' && !strstr(name, "..") &&
+           !strstr(name, "//") && strlen(name) < 64 &&
            strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
                         "0123456789_+-/") == strlen(name);
+}
+
+static void zone_free(struct zone *z)
+{
+    free(z->name);
+    free(z->times);
+    free(z->kinds);
+    free(z->offsets);
+    free(z);
 }
 
 static struct zone *load(const char *name)
 {
     struct zone *z = xcalloc(1, sizeof(*z));
+    bool is_known = false;
     char path[128], *text;
     struct err err;
     size_t len;
@@ -293,12 +301,15 @@ static struct zone *load(const char *name)
     if (read_whole_file(path, &text, &len, &err)) {
         text = xrealloc(text, len + 1);
         text[len] = '\0';
-        z->is_known = parse(z, (const uint8_t *)text, (int64_t)len);
+        is_known = parse(z, (const uint8_t *)text, (int64_t)len);
         free(text);
+    }
+    if (!is_known) {
+        zone_free(z);
+        return NULL;
     }
     z->next = zones;
     zones = z;
-    n_zones++;
     return z;
 }
 
@@ -329,12 +340,9 @@ bool zone_offset(const char *name, int64_t unix_seconds, int32_t *offset)
 
     while (z && strcmp(z->name, name) != 0)
         z = z->next;
-    if (!z) {
-        if (!is_zone_name(name) || n_zones >= MAX_ZONES)
-            return false;
+    if (!z && is_zone_name(name))
         z = load(name);
-    }
-    if (z->is_known)
+    if (z)
         *offset = offset_at(z, unix_seconds);
-    return z->is_known;
+    return z != NULL;
 }
