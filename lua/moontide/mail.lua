@@ -24,13 +24,16 @@ local function bad(message, ...)
 end
 
 
--- RFC 2047: words of at most 45 bytes, cut between characters.
+-- RFC 2047: words of at most 45 bytes, cut between characters; what is no UTF-8
+-- is cut anywhere.
 local function encode_words(text)
   if not text:find("[\128-\255]") then return text end
   local words, from = {}, 1
   while from <= #text do
     local to = math.min(from + 44, #text)
-    while to < #text and text:find("^[\128-\191]", to + 1) do to = to - 1 end
+    local last = to
+    while to > from and to < #text and text:find("^[\128-\191]", to + 1) do to = to - 1 end
+    if to == from then to = last end
     words[#words + 1] = "=?UTF-8?B?" .. crypto.base64(text:sub(from, to)) .. "?="
     from = to + 1
   end
@@ -120,13 +123,18 @@ local function lines_of(text)
 end
 
 
+-- { name, type, data } of each, or nil and an error.
 local function read_attachments(list)
   local out = {}
   for i, a in ipairs(list or {}) do
-    if type(a) ~= "table" or type(a.name) ~= "string" or type(a.data) ~= "string" then
+    local kind = type(a) == "table" and (a.type or "application/octet-stream")
+    if type(kind) ~= "string" or type(a.name) ~= "string" or type(a.data) ~= "string" then
       error("an attachment is { name = , data = , type = }", 3)
     end
-    out[i] = { a.name, a.type or "application/octet-stream", a.data }
+    if (a.name .. kind):find("%c") then
+      return bad("the name or the type of attachment %d has a line break", i)
+    end
+    out[i] = { a.name, kind, a.data }
   end
   return out
 end
@@ -157,14 +165,15 @@ function M.send(message)
     if err ~= nil then return nil, err end
     return result == nil or result
   end
-  local built
+  local built, attachments
   built, err = build(message, message.from or host.setting("mail.from") or "", key)
-  if not built then
+  if built then attachments, err = read_attachments(message.attachments) end
+  if not attachments then
     host.effect_done("mail", false)
     return nil, err
   end
   result, err = prim.send(built.sender, built.recipients, built.lines, lines_of(message.text),
-    lines_of(message.html), read_attachments(message.attachments))
+    lines_of(message.html), attachments)
   host.effect_done("mail", err == nil)
   return result, err
 end

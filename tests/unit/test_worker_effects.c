@@ -244,6 +244,37 @@ static void headers_cannot_be_smuggled(void **state)
                    NULL));
 }
 
+/* The names of attachments come from events as often as subjects do. */
+static void attachments_carry_no_headers(void **state)
+{
+    static const char *const bad[] = {
+        "{ name = 'a\\r\\nBcc: e@f.g', data = 'x' }",
+        "{ name = 'a', data = 'x', type = 'text/plain\\r\\nX-Evil: 1' }",
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        char *body =
+            xasprintf("local ok, err = mail.send { to = 'a@b.c', subject = 's',"
+                      " text = 't', attachments = { %s } }\n"
+                      "assert(not ok and err.code == 'bad_message', err.code)",
+                      bad[i]);
+
+        assert_ack(
+            run(body, "{\"allow\":{\"mail\":true}}", "smtp://127.0.0.1:9"));
+        free(body);
+    }
+}
+
+static void a_subject_that_is_no_text_ends(void **state)
+{
+    (void)state;
+    assert_ack(run("local ok, err = mail.send { to = 'a@b.c', subject ="
+                   " ('\\128'):rep(100), text = 't' }\n"
+                   "assert(not ok and err.code == 'no_mail_server', err.code)",
+                   "{\"allow\":{\"mail\":true}}", NULL));
+}
+
 static void what_is_not_granted_is_a_misuse(void **state)
 {
     struct seen seen;
@@ -547,6 +578,8 @@ int main(void)
         cmocka_unit_test(mail_reaches_the_server),
         cmocka_unit_test(mail_that_is_refused_says_so),
         cmocka_unit_test(headers_cannot_be_smuggled),
+        cmocka_unit_test(attachments_carry_no_headers),
+        cmocka_unit_test(a_subject_that_is_no_text_ends),
         cmocka_unit_test(what_is_not_granted_is_a_misuse),
     };
     const struct CMUnitTest with_server[] = {
