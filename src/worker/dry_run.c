@@ -391,6 +391,17 @@ static json_t *run_spec(struct runtime *rt, struct builder *builder,
     return results;
 }
 
+static json_t *with_failures(json_t *results)
+{
+    const json_t *one;
+    json_int_t failed = 0;
+    size_t i;
+
+    json_array_foreach(results, i, one)
+        failed += !json_is_true(json_object_get(one, "ok"));
+    return json_pack("{s:o, s:I}", "results", results, "failed", failed);
+}
+
 json_t *probe_spec(struct runtime *rt, const json_t *request, struct err *err)
 {
     const char *path = json_string_value(json_object_get(request, "path"));
@@ -416,5 +427,5 @@ json_t *probe_spec(struct runtime *rt, const json_t *request, struct err *err)
         trial_end(&spec->trials[i], rt);
     builder_fini(&builder);
     free(spec);
-    return results ? json_pack("{s:o}", "results", results) : NULL;
+    return results ? with_failures(results) : NULL;
 }

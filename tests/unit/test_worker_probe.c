@@ -430,6 +430,7 @@ static void test_spec(void **state)
         fail_msg("%s", r.err.msg);
     results = json_object_get(answer, "results");
     assert_int_equal(json_array_size(results), 3);
+    assert_int_equal(json_integer_value(json_object_get(answer, "failed")), 1);
     for (size_t i = 0; i < 3; i++) {
         const json_t *one = json_array_get(results, i);
         const char *error = json_string_value(json_object_get(one, "error"));
