@@ -45,11 +45,20 @@ local ADD = [[
 local HOURLY = ADD:format("event_analytics_hourly", "hour", "date_trunc('hour', at, 'UTC')", "hour")
 local DAILY = ADD:format("event_analytics_daily", "day", "(at AT TIME ZONE 'UTC')::date", "day")
 
+--- A decimal: tonumber and PostgreSQL's numeric also take NaN and Infinity,
+--- and a sum with one of them would be one for ever.
+local function is_amount(value)
+  local digits = tostring(value):match("^%s*[-+]?(%d*%.?%d*)%s*$")
+    or tostring(value):match("^%s*[-+]?(%d*%.?%d*)[eE][-+]?%d%d?%s*$")
+  return digits ~= nil and digits:find("%d") ~= nil
+end
+
 --- The measures of one event, or nil and what is wrong with it.
 local function measure(event)
+  if not event.occurred_at then return nil, event.type .. " does not say when" end
   local measures, wrong = {}, nil
   MEASURES[event.type](event.payload or {}, function(metric, kind, total, currency)
-    if total ~= nil and not tonumber(total) then
+    if total ~= nil and not is_amount(total) then
       wrong = ("%s of %s is no number: %s"):format(metric, event.type, tostring(total))
     end
     measures[#measures + 1] = { metric, tostring(kind or ""), total or 0, currency or "" }

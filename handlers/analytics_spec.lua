@@ -46,4 +46,36 @@ describe("analytics", function()
     assert.equal("dead", run.verdicts[2].verdict)
     assert.same({ "1.00" }, hourly(run)[5])
   end)
+
+  -- PostgreSQL's numeric knows them, and a sum with one of them is one for ever.
+  for _, amount in ipairs { "NaN", "inf", "-Infinity", "0x10", "", "1e999" } do
+    it("gives up the amount " .. amount, function()
+      local run = analytics:run(testing.event("BidPlaced", {
+        payload = { amount = amount, currency = "EUR" },
+      }))
+      assert.equal("dead", run.verdict)
+      assert.equal(0, #run.effects:of("tx.exec"))
+    end)
+  end
+
+  it("takes amounts as text and as numbers", function()
+    local events = {}
+    for i, amount in ipairs { "-12.50", 2.45, 3, "+.5", " 7 ", "1e3" } do
+      events[i] = testing.event("BidPlaced", { payload = { amount = amount } })
+    end
+    assert.equal(6, #hourly(analytics:run(events))[5])
+  end)
+
+  it("gives up an event without a time and counts its neighbours", function()
+    local timeless = testing.event("CallFailed", {})
+    timeless.occurred_at = nil
+    local run = analytics:run {
+      testing.event("CallFailed", { occurred_at = "2026-03-01T10:15:00Z" }), timeless,
+      testing.event("CallFailed", { occurred_at = "2026-03-01T11:15:00Z" }),
+    }
+    assert.equal("dead", run.verdicts[2].verdict)
+    assert.equal("ack", run.verdicts[3].verdict)
+    assert.equal(2, #hourly(run)[1])
+    assert.equal(2, #hourly(run)[2])
+  end)
 end)
