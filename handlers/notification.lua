@@ -87,6 +87,12 @@ local function once(event, ctx, channel, recipient, send)
   return db.exec(SENT, event.id, channel)
 end
 
+--- The error, unless it is for good: a refused address stays refused.
+local function worth_a_retry(err)
+  if type(err) == "table" and err.class == "permanent" then return nil end
+  return err
+end
+
 ---@type moontide.Handler
 return {
   description = "Sends mails and webhooks about what customers and staff want to know.",
@@ -122,11 +128,10 @@ return {
         return post_webhook(event, ctx, key)
       end)
     end
-    local err = mail_err or post_err
     if not (mailed and posted) then
-      -- A refused address stays refused: no second attempt would change that.
-      if type(err) == "table" and err.class == "permanent" then return ctx.dead(err) end
-      return ctx.retry(err)
+      local err = worth_a_retry(mail_err) or worth_a_retry(post_err)
+      if err then return ctx.retry(err) end
+      return ctx.dead(mail_err or post_err)
     end
     if not to and ctx.config.webhook_url == "" then return ctx.skip("nobody to tell") end
   end,

@@ -51,6 +51,14 @@ describe("notification", function()
     assert.matches("503", run.reason)
   end)
 
+  it("retries the webhook beside a mail that is refused for good", function()
+    notification:answer("mail.send", nil, { class = "permanent", code = "550", message = "who" })
+    notification:answer("http.post", { status = 503 })
+    assert.equal("retry", notification:run(bid_won()).verdict)
+    notification:answer("http.post", { status = 200 })
+    assert.equal("dead", notification:run(bid_won()).verdict)
+  end)
+
   it("escapes what comes from outside in HTML", function()
     local event = bid_won()
     event.payload.auction_id = "<script>"
