@@ -52,15 +52,25 @@ local function is_null(value)
 end
 
 
+-- Every digit that is needed and none that is not.
+local function number_text(value)
+  if value == math.floor(value) and math.abs(value) < 1e21 then
+    return ("%.0f"):format(value + 0) -- minus zero is zero
+  end
+  for digits = 15, 16 do
+    local text = ("%." .. digits .. "g"):format(value)
+    if tonumber(text) == value then return text end
+  end
+  return ("%.17g"):format(value)
+end
+
+
 -- As JavaScript would print it, for that is what templates expect.
 local function to_text(value)
   local kind = type(value)
   if kind == "string" then return value end
   if is_null(value) then return "" end
-  if kind == "number" then
-    if value == math.floor(value) and math.abs(value) < 1e15 then return ("%d"):format(value) end
-    return ("%.14g"):format(value)
-  end
+  if kind == "number" then return number_text(value) end
   if kind == "cdata" then return (tostring(value):gsub("U?LL$", "")) end
   if getmetatable(value) == SAFE then return value.text end
   if is_list(value) then

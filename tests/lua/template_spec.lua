@@ -35,6 +35,14 @@ describe("template", function()
     assert.equal("<b> <b>", render("{{{x}}} {{&x}}", { x = "<b>" }))
   end)
 
+  it("prints all digits of a number", function()
+    assert.equal("1234567890123456 9007199254740992 100000000000000000000 1e+21",
+      render("{{a}} {{b}} {{c}} {{d}}", { a = 1234567890123456, b = 2 ^ 53, c = 1e20, d = 1e21 }))
+    assert.equal("2.45 123456789012.345 0.30000000000000004 0.1 0",
+      render("{{a}} {{b}} {{c}} {{d}} {{e}}",
+        { a = 2.45, b = 123456789012.345, c = 0.1 + 0.2, d = 0.1, e = -0.0 }))
+  end)
+
   it("prints values as Handlebars does", function()
     assert.equal("1 1.5 true false  1,2 [object Object]",
       render("{{a}} {{b}} {{c}} {{d}} {{e}} {{f}} {{g}}",
