@@ -85,12 +85,28 @@ static bool is_literal(const char *host)
            strcasecmp(host, "localhost") == 0;
 }
 
-/* A server may undo %2e%2e after we compared. */
+static bool is_slash(const char *at)
+{
+    return *at == '/' || strncasecmp(at, "%2f", 3) == 0;
+}
+
+/* The path's ".." are gone, but a server may undo %2f after we compared, and
+ * some drop what follows a semicolon. */
+static bool climbs(const char *path, const char *at)
+{
+    bool is_first = at == path || at[-1] == '/' ||
+                    (at - path >= 3 && strncasecmp(at - 3, "%2f", 3) == 0);
+
+    return is_first && at[0] == '.' && at[1] == '.' &&
+           (!at[2] || at[2] == ';' || is_slash(at + 2));
+}
+
+/* Likewise %2e%2e and backslashes. */
 static bool has_hidden_dots(const char *path)
 {
-    for (; (path = strchr(path, '%')); path++)
-        if (strncasecmp(path, "%2e", 3) == 0 ||
-            strncasecmp(path, "%5c", 3) == 0)
+    for (const char *at = path; *at; at++)
+        if (climbs(path, at) || strncasecmp(at, "%2e", 3) == 0 ||
+            strncasecmp(at, "%5c", 3) == 0)
             return true;
     return false;
 }
@@ -105,7 +121,7 @@ static bool judge(const char *url, const struct parts *p, const json_t *allow,
         return err_set(err, ERR_PERMANENT,
                        "a url with a user in it: give a header instead");
     if (has_hidden_dots(p->path) || strchr(p->path, '\\'))
-        return err_set(err, ERR_PERMANENT, "%s: encoded dots in the path", url);
+        return err_set(err, ERR_PERMANENT, "%s: hidden dots in the path", url);
     if (!is_listed(p, allow))
         return err_set(err, ERR_PERMANENT, "%s://%s:%s is not in allow.http",
                        p->scheme, p->host, p->port);

@@ -59,6 +59,13 @@ static void tricks_with_urls_are_refused(void **state)
     assert_false(may(HOOKS, "https://hooks.example.com/v1/../admin"));
     assert_false(may(HOOKS, "https://hooks.example.com/v1/%2e%2e/admin"));
     assert_false(may(HOOKS, "https://hooks.example.com/v1/..%5cadmin"));
+    assert_false(may(HOOKS, "https://hooks.example.com/v1/..%2fadmin"));
+    assert_false(
+        may(HOOKS, "https://hooks.example.com/v1/x%2F..%2f..%2Fadmin"));
+    assert_false(may(HOOKS, "https://hooks.example.com/v1/x%2f.."));
+    assert_false(may(HOOKS, "https://hooks.example.com/v1/..;a=b/admin"));
+    assert_true(may(HOOKS, "https://hooks.example.com/v1/group%2Fproject"));
+    assert_true(may(HOOKS, "https://hooks.example.com/v1/a..%2Fb/..c"));
     assert_false(may(HOOKS, "https://hooks.example.com@evil.test/v1"));
     assert_false(may(HOOKS, "https://u:p@hooks.example.com/v1"));
     assert_false(may(HOOKS, "not a url"));
