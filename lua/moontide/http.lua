@@ -70,19 +70,35 @@ local function check(method, url, options, level)
   for key in pairs(options) do
     if not OPTIONS[key] then error(("unknown request option %s"):format(tostring(key)), level) end
   end
+  local body = options.body
+  if body ~= nil and type(body) ~= "string" and type(body) ~= "number" then
+    error("the body of a request is text (json= and form= take tables)", level)
+  end
 end
 
 
--- "Name: value" lines; nil and an error when one would be two.
+-- They say whom a request is for and where it ends, which allow.http and the
+-- client decide.
+local NOT_GIVEN = { host = true, ["content-length"] = true, ["transfer-encoding"] = true }
+
+
+local function bad_header(message, name)
+  return nil, host.err("permanent", "bad_header", message:format(name))
+end
+
+
+-- "Name: value" lines, or nil and an error. libcurl writes "Name;" as a header
+-- without a value, and takes "Name:" for one to leave out.
 local function header_lines(options, content_type, key)
   local lines, seen = {}, {}
-  for name, value in pairs(options.headers or {}) do
-    local line = ("%s: %s"):format(name, tostring(value))
-    if line:find("[\r\n%z]") then
-      return nil, host.err("permanent", "bad_header", "a header's value has a line break")
+  for name, value in host.pairs(options.headers or {}) do
+    name, value = tostring(name), tostring(value)
+    if value:find("[\r\n%z]") then return bad_header("the header %s has a line break", name) end
+    if not name:find("^[%w!#$%%&'*+%-.^_`|~]+$") or NOT_GIVEN[name:lower()] then
+      return bad_header("the header %s cannot be given", name)
     end
-    seen[tostring(name):lower()] = true
-    lines[#lines + 1] = line
+    seen[name:lower()] = true
+    lines[#lines + 1] = value:find("%S") and name .. ": " .. value or name .. ";"
   end
   if content_type and not seen["content-type"] then
     lines[#lines + 1] = "Content-Type: " .. content_type
@@ -115,7 +131,10 @@ local function perform(method, url, options)
   end
   local body, content_type = body_of(options)
   local lines, bad = header_lines(options, content_type, key)
-  if not lines then return nil, bad end
+  if not lines then
+    host.effect_done("http", false)
+    return nil, bad
+  end
   local timeout = options.timeout and host.duration(options.timeout, "timeout") or nil
   result, err = prim.perform(method, url, lines, body, timeout)
   host.effect_done("http", err == nil)

@@ -244,6 +244,62 @@ static void headers_cannot_be_smuggled(void **state)
                    NULL));
 }
 
+/* What allow.http grants is a host, not whoever shares its address. */
+static void a_request_keeps_its_host_and_length(void **state)
+{
+    static const char *const bad[] = {
+        "{ headers = { Host = 'other.example' } }",
+        "{ headers = { ['transfer-encoding'] = 'chunked' } }",
+        "{ headers = { ['Content-Length'] = '3' } }",
+        "{ headers = { ['Host: other.example\\tX'] = 'y' } }",
+        "{ headers = { [''] = 'y' } }",
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        char *body =
+            xasprintf("local ok, err = http.post('http://127.0.0.1:9/', %s)\n"
+                      "assert(not ok and err.code == 'bad_header', err.code)",
+                      bad[i]);
+
+        assert_ack(run(body, "{\"allow\":{\"http\":[\"http://127.0.0.1:9/\"]}}",
+                       NULL));
+        free(body);
+    }
+}
+
+static void http_sends_a_body_or_says_why_not(void **state)
+{
+    struct seen seen;
+
+    (void)state;
+    seen = run("http.post('http://127.0.0.1:9/', { body = { a = 1 } })",
+               "{\"allow\":{\"http\":[\"http://127.0.0.1:9/\"]}}", NULL);
+    assert_int_equal(seen.class, CLASS_BUG);
+    assert_non_null(strstr(seen.reason, "the body of a request is text"));
+}
+
+static void http_sends_empty_headers(void **state)
+{
+    static const char *const answers[] = {
+        "HTTP/1.1 204 None\r\nContent-Length: 0\r\n\r\n", NULL};
+    struct server s;
+    char *body, *decl;
+
+    (void)state;
+    server_start(&s, answers, false);
+    body = xasprintf("assert(http.get('http://127.0.0.1:%d/', { headers ="
+                     " { ['X-Empty'] = '' } }))",
+                     s.port);
+    decl =
+        xasprintf("{\"allow\":{\"http\":[\"http://127.0.0.1:%d/\"]}}", s.port);
+    assert_ack(run(body, decl, NULL));
+    server_stop(&s);
+    assert_non_null(strstr(s.heard, "X-Empty:"));
+    free(body);
+    free(decl);
+}
+
 /* The names of attachments come from events as often as subjects do. */
 static void attachments_carry_no_headers(void **state)
 {
@@ -578,6 +634,9 @@ int main(void)
         cmocka_unit_test(mail_reaches_the_server),
         cmocka_unit_test(mail_that_is_refused_says_so),
         cmocka_unit_test(headers_cannot_be_smuggled),
+        cmocka_unit_test(a_request_keeps_its_host_and_length),
+        cmocka_unit_test(http_sends_a_body_or_says_why_not),
+        cmocka_unit_test(http_sends_empty_headers),
         cmocka_unit_test(attachments_carry_no_headers),
         cmocka_unit_test(a_subject_that_is_no_text_ends),
         cmocka_unit_test(what_is_not_granted_is_a_misuse),
