@@ -7,7 +7,7 @@ error("lua/meta describes the API for editors: it is not for require")
 ---@field handler string its name
 ---@field version string first 12 hex digits of its content hash
 ---@field attempt integer 1 for the first
----@field mode "live"|"replay"|"dry-run"
+---@field mode "live"|"dry-run"
 ---@field log moontide.log
 ---@field tx moontide.db.Tx only with `transaction = true`
 local ctx = {}

@@ -33,8 +33,6 @@ error("lua/meta describes the API for editors: it is not for require")
 ---@field http? string[] url prefixes, and networks such as "10.0.0.0/8" that names may lead to
 ---@field db? true|string[] the main database, or names of databases
 ---@field mail? boolean
----@field kafka? string[] topics
----@field redis? string[] names
 
 ---@class moontide.ConfigField
 ---@field type? "string"|"number"|"boolean"|"table"
@@ -46,12 +44,11 @@ error("lua/meta describes the API for editors: it is not for require")
 --- Text such as "200ms", "5s", "1m", "2h", "7d", or seconds.
 ---@alias moontide.Duration string|number
 
---- What went wrong. `tostring` gives the message.
+--- What went wrong. `tostring` gives "class (code): message".
 ---@class moontide.Error
 ---@field class "transient"|"permanent"|"bug"|"limit"|"crash"|"undecodable"
 ---@field code? string SQLSTATE, HTTP or SMTP status, or a name such as "timeout"
 ---@field message string
----@field suppressed? boolean the call was not made, by the replay's policy
 
 --- Made by ctx.ack and its sisters; counts when returned or raised.
 ---@class moontide.Verdict

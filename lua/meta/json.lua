@@ -12,7 +12,7 @@ local json = {}
 function json.encode(value) end
 
 ---@param text string
----@return any|nil value, string? err
+---@return any|nil value, moontide.Error? err
 function json.decode(text) end
 
 --- Is t[k] a null? It reads as nil.

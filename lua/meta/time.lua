@@ -19,19 +19,19 @@ function time.unix() end
 
 --- µs since 1970 of an RFC 3339 time.
 ---@param text string
----@return integer|nil us, string? err
+---@return integer|nil us, moontide.Error? err
 function time.parse(text) end
 
 --- RFC 3339, in UTC or in a zone such as "Europe/Berlin".
 ---@param us integer
 ---@param zone? string
----@return string|nil text, string? err
+---@return string|nil text, moontide.Error? err
 function time.format(us, zone) end
 
 --- The wall clock of a zone.
 ---@param us integer
 ---@param zone string
----@return moontide.time.Fields|nil fields, string? err
+---@return moontide.time.Fields|nil fields, moontide.Error? err
 function time.in_zone(us, zone) end
 
 return time
