@@ -20,12 +20,14 @@
 #include "worker/sched.h"
 #include "worker/vm.h"
 
+#include <ctype.h>
 #include <inttypes.h>
 #include <lauxlib.h>
 #include <lua.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #define SESSION "moontide.db.session"
 
@@ -413,11 +415,89 @@ static void queue_begin(struct session *s)
         queue_session_limits(s);
 }
 
+/* Behind blanks, empty statements and comments, which nest. */
+static const char *skip_blanks(const char *at)
+{
+    int depth = 0;
+
+    for (; *at; at++) {
+        if (strncmp(at, "/*", 2) == 0) {
+            depth++;
+            at++;
+        } else if (depth && strncmp(at, "*/", 2) == 0) {
+            depth--;
+            at++;
+        } else if (!depth && strncmp(at, "--", 2) == 0) {
+            at += strcspn(at, "\n");
+            if (!*at)
+                break;
+        } else if (!depth && !isspace((unsigned char)*at) && *at != ';') {
+            break;
+        }
+    }
+    return at;
+}
+
+static bool take_word(const char **at, const char *word)
+{
+    size_t len = strlen(word);
+    const char *from = skip_blanks(*at);
+
+    if (strncasecmp(from, word, len) != 0 ||
+        isalnum((unsigned char)from[len]) || from[len] == '_')
+        return false;
+    *at = from + len;
+    return true;
+}
+
+/* What a transaction promises rests on who ends it. */
+static bool ends_transaction(const char *sql)
+{
+    if (take_word(&sql, "prepare"))
+        return take_word(&sql, "transaction");
+    if (take_word(&sql, "rollback")) {
+        if (!take_word(&sql, "work"))
+            take_word(&sql, "transaction");
+        return !take_word(&sql, "to");
+    }
+    return take_word(&sql, "commit") || take_word(&sql, "end") ||
+           take_word(&sql, "abort");
+}
+
+/* The next one to get the session may be another handler, or our own insert
+ * into the inbox. */
+static bool changes_session(const char *sql)
+{
+    static const char *const words[] = {"reset", "discard", "listen",
+                                        "unlisten", "deallocate"};
+
+    if (take_word(&sql, "set"))
+        return !take_word(&sql, "local") && !take_word(&sql, "transaction") &&
+               !take_word(&sql, "constraints");
+    for (size_t i = 0; i < sizeof(words) / sizeof(*words); i++)
+        if (take_word(&sql, words[i]))
+            return true;
+    return false;
+}
+
+static const char *check_sql(lua_State *L, const struct session *s)
+{
+    const char *sql = luaL_checkstring(L, 2);
+
+    if (changes_session(sql))
+        luaL_error(L, "sessions are shared by all deliveries: only SET LOCAL,"
+                      " in a transaction, ends with it");
+    if (s->transaction && ends_transaction(sql))
+        luaL_error(L, "a transaction ends with the function that it was given"
+                      " to, not with a statement");
+    return sql;
+}
+
 /* session:query(sql, …) → rows | nil, err; exec the same → count. */
 static int run_statement(lua_State *L, enum want want)
 {
     struct session *s = check_session(L);
-    const char *sql = luaL_checkstring(L, 2);
+    const char *sql = check_sql(L, s);
     struct op *op = op_new(L, s, want);
 
     if (!db_params_read(L, 3, &op->params, &op->err))

@@ -618,11 +618,70 @@ static void a_timeout_ends_the_statement_and_the_delivery(void **state)
 
 static void a_handler_cannot_end_its_transaction(void **state)
 {
+    static const char *const ends[] = {
+        "COMMIT",        "rollback",
+        "End",           " ; /* a /* b */ */ -- c\\n commit work",
+        "ABORT",         "ROLLBACK TRANSACTION AND CHAIN",
+        "commit;",       "PREPARE TRANSACTION \\'x\\'",
+        "ROLLBACK WORK",
+    };
+
     (void)state;
-    sql("TRUNCATE event_inbox");
+    sql("TRUNCATE t, event_inbox");
     assert_ack(run("assert(ctx.tx.commit == nil and ctx.tx.session == nil)\n"
-                   "assert(ctx.tx.rollback == nil)",
+                   "assert(ctx.tx.rollback == nil)\n"
+                   "assert(ctx.tx:exec('SAVEPOINT s'))\n"
+                   "assert(ctx.tx:exec('INSERT INTO t VALUES (1)'))\n"
+                   "assert(ctx.tx:exec('ROLLBACK TO s'))\n"
+                   "assert(ctx.tx:exec('rollback work to savepoint s'))\n"
+                   "assert(ctx.tx:exec('RELEASE s'))",
                    TX, NULL));
+    assert_int_equal(asked("SELECT count(*) FROM event_inbox"), 1);
+    for (size_t i = 0; i < sizeof(ends) / sizeof(*ends); i++) {
+        char *body = xasprintf("ctx.tx:exec('INSERT INTO t VALUES (2)')\n"
+                               "ctx.tx:exec('%s') return ctx.dead('no')",
+                               ends[i]);
+        struct seen seen;
+
+        sql("TRUNCATE t, event_inbox");
+        seen = run(body, TX, NULL);
+        assert_end(body, &seen, VERDICT_RETRY, CLASS_BUG,
+                   "ends with the function that it was given to");
+        assert_int_equal(asked("SELECT count(*) FROM t"), 0);
+        free(body);
+    }
+}
+
+/* The next delivery, of any handler, may get the same session. */
+static void a_handler_leaves_no_settings_behind(void **state)
+{
+    static const char *const bad[] = {
+        "SET search_path = pg_catalog", "set session statement_timeout = 0",
+        "SET TIME ZONE \\'Asia/Tokyo\\'", "RESET ALL", "DISCARD ALL"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        char *body = xasprintf(
+            "local ok, err = pcall(db.transaction, function(tx)\n"
+            "  tx:exec('%s') end)\n"
+            "assert(not ok and err:find('SET LOCAL', 1, true), tostring(err))\n"
+            "ok, err = pcall(db.exec, '%s')\n"
+            "assert(not ok and err:find('SET LOCAL', 1, true), tostring(err))\n"
+            "for _ = 1, 8 do\n"
+            "  local r = assert(db.query([[SELECT current_setting("
+            "'search_path') AS s]]))[1]\n"
+            "  assert(r.s:find('" SCHEMA "'), r.s)\n"
+            "end",
+            bad[i], bad[i]);
+
+        assert_ack(run(body, DB, NULL));
+        free(body);
+    }
+    assert_ack(run("assert(db.transaction(function(tx)\n"
+                   "  tx:exec('SET LOCAL search_path = pg_catalog')\n"
+                   "  tx:exec('set transaction read only')\n"
+                   "end))",
+                   DB, NULL));
 }
 
 int main(void)
@@ -654,6 +713,7 @@ int main(void)
         cmocka_unit_test(a_batch_gives_up_only_the_event_at_fault),
         cmocka_unit_test(a_timeout_ends_the_statement_and_the_delivery),
         cmocka_unit_test(a_handler_cannot_end_its_transaction),
+        cmocka_unit_test(a_handler_leaves_no_settings_behind),
     };
     int failed;
 
