@@ -275,6 +275,31 @@ static void events_and_audit_rows_cannot_be_changed(void **state)
     }
 }
 
+/* Our functions run as their owner; a table of the caller's own, with a
+ * trigger, would do so, too. */
+static void temporary_tables_hide_none_of_ours(void **state)
+{
+    struct migrate_options opts = options("migrations");
+    char stored[20], open[20];
+    struct err err;
+    int n = 0;
+
+    (void)state;
+    assert_true(migrate_up(&opts, count, &n, &err));
+    sql("CREATE TEMP TABLE domain_events (LIKE " SCHEMA ".domain_events);"
+        "SELECT " SCHEMA ".publish_event('T', 'order',"
+        " gen_random_uuid()::text, '{}')");
+    ask("SELECT count(*) FROM " SCHEMA ".domain_events", stored,
+        sizeof(stored));
+    assert_string_equal(stored, "1");
+    ask("SELECT count(*) FROM pg_proc WHERE prosecdef AND pronamespace = "
+        "'" SCHEMA
+        "'::regnamespace AND NOT proconfig @> ARRAY['search_path=" SCHEMA
+        ", pg_temp']",
+        open, sizeof(open));
+    assert_string_equal(open, "0");
+}
+
 static void a_foreign_table_gets_numbers_by_age(void **state)
 {
     struct migrate_options opts = options("migrations");
@@ -311,6 +336,7 @@ int main(void)
         CASE(the_kind_of_ids_is_chosen_once),
         CASE(a_failing_file_leaves_no_half),
         CASE(events_and_audit_rows_cannot_be_changed),
+        CASE(temporary_tables_hide_none_of_ours),
         CASE(a_foreign_table_gets_numbers_by_age),
     };
     int failed;
