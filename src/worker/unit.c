@@ -374,6 +374,7 @@ struct unit *unit_new(struct runtime *rt, uint32_t id, json_t *bundle,
 
 void unit_free(struct unit *unit)
 {
+    vms_end_tasks(unit->rt, unit); /* their ends need the unit */
     ev_timer_stop(unit->rt->loop, &unit->batch_timer);
     ev_timer_stop(unit->rt->loop, &unit->unload_timer);
     if (unit->vm)

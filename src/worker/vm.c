@@ -363,16 +363,28 @@ void vms_reap(struct runtime *rt)
     }
 }
 
+static void end_tasks(struct vm *vm)
+{
+    while (!list_is_empty(&vm->busy)) {
+        struct outcome o = {.verdict = VERDICT_BACK, .after_ms = -1};
+
+        task_end(CONTAINER_OF(vm->busy.next, struct task, link), &o);
+    }
+}
+
+void vms_end_tasks(struct runtime *rt, const struct unit *unit)
+{
+    for (struct vm *vm = rt->vms; vm; vm = vm->next)
+        if (vm->unit == unit)
+            end_tasks(vm);
+}
+
 void vms_free(struct runtime *rt)
 {
     while (rt->vms) {
         struct vm *vm = rt->vms;
 
-        while (!list_is_empty(&vm->busy)) {
-            struct outcome o = {.verdict = VERDICT_BACK, .after_ms = -1};
-
-            task_end(CONTAINER_OF(vm->busy.next, struct task, link), &o);
-        }
+        end_tasks(vm);
         vm_free(vm);
     }
 }

@@ -119,6 +119,8 @@ struct vm *vm_new(struct runtime *rt, json_t *bundle,
 void vm_retire(struct vm *vm);
 void vms_reap(struct runtime *rt);
 void vms_free(struct runtime *rt); /* all; suspended tasks are ended */
+/* End the suspended tasks of one unit: its deliveries are given back. */
+void vms_end_tasks(struct runtime *rt, const struct unit *unit);
 
 /* Does the handler's table have this function? */
 bool vm_has(struct vm *vm, const char *name);

@@ -234,9 +234,35 @@ static void test_transactions_leave_nothing_behind(void **state)
     harness_fini(&h);
 }
 
+/* A worker may have to end while deliveries wait: they are given back. */
+static void test_ending_while_deliveries_wait(void **state)
+{
+    static const char *const decls[] = {
+        "{}", "{\"batch\":{\"max\":2,\"wait_ms\":0}}"};
+
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        struct harness h;
+
+        harness_init(&h,
+                     i ? "return { handle_batch = function()"
+                         " require('moontide.timer').sleep(60) end }"
+                       : "return { handle = function()"
+                         " require('moontide.timer').sleep(60) end }",
+                     decls[i]);
+        assert_true(h.is_loaded);
+        harness_offer(&h, 1, 1, 0, "{}");
+        harness_offer(&h, 2, 1, 0, "{}");
+        unit_flush(h.unit);
+        assert_int_equal(h.n_seen, 0);
+        harness_fini(&h);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ending_while_deliveries_wait),
         cmocka_unit_test(test_transactions_leave_nothing_behind),
         cmocka_unit_test(test_endless_loops_end),
         cmocka_unit_test(test_memory_bombs_end),
