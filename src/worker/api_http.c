@@ -227,8 +227,10 @@ static void set_headers(lua_State *L, int index, struct http_op *op)
 {
     int n = (int)lua_objlen(L, index);
 
-    /* curl's own "Expect: 100-continue" costs a round trip or a second. */
+    /* curl's own "Expect: 100-continue" costs a round trip or a second, and
+     * its own type is that of a form, whatever the body is. */
     op->headers = curl_slist_append(op->headers, "Expect:");
+    op->headers = curl_slist_append(op->headers, "Content-Type:");
     for (int i = 1; i <= n; i++) {
         lua_rawgeti(L, index, i);
         op->headers = curl_slist_append(op->headers, lua_tostring(L, -1));
@@ -237,11 +239,21 @@ static void set_headers(lua_State *L, int index, struct http_op *op)
     curl_easy_setopt(op->easy, CURLOPT_HTTPHEADER, op->headers);
 }
 
-static void set_body(lua_State *L, int index, struct http_op *op)
+static bool has_length(const char *method)
 {
-    size_t len;
+    return strcmp(method, "POST") == 0 || strcmp(method, "PUT") == 0 ||
+           strcmp(method, "PATCH") == 0;
+}
+
+/* No body has a length, too, where a server expects one. */
+static void set_body(lua_State *L, int index, const char *method,
+                     struct http_op *op)
+{
+    size_t len = 0;
     const char *body = lua_tolstring(L, index, &len);
 
+    if (!body && has_length(method))
+        body = "";
     if (!body)
         return;
     op->body = xmalloc(len + 1);
@@ -307,7 +319,7 @@ static int l_perform(lua_State *L)
         return push_err(L, CLASS_PERMANENT, "not_allowed", "%s", err.msg);
     op = op_new(task, allow, named);
     curl_easy_setopt(op->easy, CURLOPT_URL, url);
-    set_body(L, 4, op);
+    set_body(L, 4, method, op);
     curl_easy_setopt(op->easy, CURLOPT_CUSTOMREQUEST, method);
     curl_easy_setopt(op->easy, CURLOPT_NOBODY,
                      strcmp(method, "HEAD") == 0 ? 1L : 0L);

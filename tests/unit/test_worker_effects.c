@@ -279,6 +279,28 @@ static void http_sends_a_body_or_says_why_not(void **state)
     assert_non_null(strstr(seen.reason, "the body of a request is text"));
 }
 
+/* Without a length a server waits for one, or says 411. */
+static void http_says_that_there_is_no_body(void **state)
+{
+    static const char *const answers[] = {
+        "HTTP/1.1 204 None\r\nContent-Length: 0\r\n\r\n", NULL};
+    struct server s;
+    char *body, *decl;
+
+    (void)state;
+    server_start(&s, answers, false);
+    body = xasprintf("assert(http.post('http://127.0.0.1:%d/', {}))", s.port);
+    decl =
+        xasprintf("{\"allow\":{\"http\":[\"http://127.0.0.1:%d/\"]}}", s.port);
+    assert_ack(run(body, decl, NULL));
+    server_stop(&s);
+    assert_non_null(strstr(s.heard, "POST / HTTP/1.1"));
+    assert_non_null(strstr(s.heard, "Content-Length: 0"));
+    assert_null(strstr(s.heard, "Content-Type"));
+    free(body);
+    free(decl);
+}
+
 static void http_sends_empty_headers(void **state)
 {
     static const char *const answers[] = {
@@ -695,6 +717,7 @@ int main(void)
         cmocka_unit_test(headers_cannot_be_smuggled),
         cmocka_unit_test(a_request_keeps_its_host_and_length),
         cmocka_unit_test(http_sends_a_body_or_says_why_not),
+        cmocka_unit_test(http_says_that_there_is_no_body),
         cmocka_unit_test(http_sends_empty_headers),
         cmocka_unit_test(attachments_carry_no_headers),
         cmocka_unit_test(a_subject_that_is_no_text_ends),
