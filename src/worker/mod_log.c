@@ -42,6 +42,35 @@ static void add_fields(struct buf *line, lua_State *L, int index)
     }
 }
 
+/* An object of an event as a plain table in its place; what raises does so
+ * before there is anything to free. */
+static void make_plain(lua_State *L, int index)
+{
+    int plain, next;
+
+    lua_newtable(L);
+    plain = lua_gettop(L);
+    vm_push_ref(L, vm_of(L), REF_HOST);
+    lua_getfield(L, -1, "values");
+    lua_getfield(L, -1, "next");
+    next = lua_gettop(L);
+    lua_pushnil(L);
+    for (;;) {
+        lua_pushvalue(L, next);
+        lua_insert(L, -2);
+        lua_pushvalue(L, index);
+        lua_insert(L, -2);
+        lua_call(L, 2, 2);
+        if (lua_isnil(L, -2))
+            break;
+        lua_pushvalue(L, -2); /* for the next round */
+        lua_insert(L, -3);
+        lua_rawset(L, plain);
+    }
+    lua_settop(L, plain);
+    lua_replace(L, index);
+}
+
 static int write_log(lua_State *L, enum log_level level)
 {
     struct vm *vm = vm_of(L);
@@ -54,6 +83,8 @@ static int write_log(lua_State *L, enum log_level level)
     if (!log_wants(level))
         return 0;
     lua_settop(L, 2);
+    if (is_lazy(vm, L, 2))
+        make_plain(L, 2);
     buf_printf(&line, "handler=%s", vm->name);
     if (task && task->event)
         id = event_fact(task->event, vm->rt, FACT_ID);

@@ -1,6 +1,8 @@
 /* text, time, uuid, crypto, patterns, metric: expressions and what they give. */
 #include "worker_harness.h"
 
+#include <unistd.h>
+
 static const struct {
     const char *expression, *expected;
 } cases[] = {
@@ -146,9 +148,44 @@ static void test_expressions(void **state)
     }
 }
 
+/* What goes to stderr while the handler runs. */
+static void logged_by(const char *body, const char *payload, char *out,
+                      size_t size)
+{
+    FILE *file = tmpfile();
+    int before = dup(STDERR_FILENO);
+    size_t len;
+
+    assert_non_null(file);
+    dup2(fileno(file), STDERR_FILENO);
+    run_body(body, payload);
+    dup2(before, STDERR_FILENO);
+    close(before);
+    rewind(file);
+    len = fread(out, 1, size - 1, file);
+    out[len] = '\0';
+    fclose(file);
+}
+
+/* An object of an event is a table to handlers, also here. */
+static void test_objects_of_events_are_fields(void **state)
+{
+    char out[2000];
+
+    (void)state;
+    logged_by("ctx.log.info('got', event.payload)",
+              "{\"order\":\"o-1\",\"items\":[1,2],\"none\":null}", out,
+              sizeof(out));
+    assert_non_null(strstr(out, "order=\"o-1\""));
+    assert_non_null(strstr(out, "items=[1,2]"));
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_expressions)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_expressions),
+        cmocka_unit_test(test_objects_of_events_are_fields),
+    };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
