@@ -56,31 +56,68 @@ static void start_over(struct lazy *z)
     z->last = 0;
 }
 
-/* Stand behind `key`, by looking for it from the start: somebody else goes
- * through the same object meanwhile. */
+static bool is_added(lua_State *L, int n)
+{
+    bool is_it;
+
+    push_added(L, 1, n);
+    is_it = lua_rawequal(L, -1, 2);
+    lua_pop(L, 1);
+    return is_it;
+}
+
+/* The key's node, or 0: the last of a name that is there twice, or two loops
+ * would send each other back for ever. */
+static uint32_t find_key(const struct lazy *z, struct slice key)
+{
+    const struct doc *doc = &z->owner->doc;
+    uint32_t found = 0;
+
+    for (uint32_t at = z->node + 1; !node_is_end(doc, at);
+         at = node_after(doc, at + 1))
+        if (slice_eq(node_text(doc, at), key))
+            found = at;
+    return found;
+}
+
+/* Stand behind `key`: somebody else goes through the same object meanwhile. It
+ * may have no value any more; a loop may clear what it was given. */
 static void find_again(lua_State *L, struct lazy *z)
 {
-    start_over(z);
-    while (step(L, 1, z)) {
-        bool is_it = lua_rawequal(L, -2, 2);
+    const struct doc *doc = &z->owner->doc;
+    struct slice key;
+    int n = 1;
 
-        lua_settop(L, 2);
-        if (is_it)
-            return;
+    start_over(z);
+    if (lua_type(L, 2) == LUA_TSTRING) {
+        key.ptr = lua_tolstring(L, 2, &key.len);
+        z->last = find_key(z, key);
     }
+    if (z->last) {
+        z->next = node_after(doc, z->last + 1);
+        return;
+    }
+    z->next = node_after(doc, z->node) - 1; /* the bracket */
+    for (lazy_added(L, 1); lua_istable(L, -1) && n <= (int)lua_objlen(L, -1);
+         n++)
+        if (is_added(L, n)) {
+            z->added = n;
+            lua_settop(L, 2);
+            return;
+        }
     luaL_error(L, "invalid key to 'next'");
 }
 
 static bool stands_behind(lua_State *L, const struct lazy *z)
 {
-    const char *key;
-    size_t len;
+    struct slice key;
 
-    if (!z->last || lua_type(L, 2) != LUA_TSTRING)
+    if (!z->last)
+        return z->added > 0 && is_added(L, z->added);
+    if (lua_type(L, 2) != LUA_TSTRING)
         return false;
-    key = lua_tolstring(L, 2, &len);
-    return slice_eq(node_text(&z->owner->doc, z->last),
-                    (struct slice){key, len});
+    key.ptr = lua_tolstring(L, 2, &key.len);
+    return slice_eq(node_text(&z->owner->doc, z->last), key);
 }
 
 /* (lazy, key): the next key and its value. A loop brings the key that it was

@@ -95,6 +95,22 @@ static const struct {
      "return #k .. k[10] .. k[11] end)()",
      "11onetwo"},
     {"tostring(select(2, pcall(next, p, 'nothing')))", "invalid key to 'next'"},
+    {"(function() p.added = 1 p.more = 2 for k in pairs(p) do p[k] = nil end "
+     "return json.encode(p) end)()",
+     "{\"none\":null}"},
+    {"(function() local o = json.decode('{\"a\":1,\"b\":2}') o.c = 3 local n = "
+     "0 "
+     "for k in pairs(o) do o[k] = nil for _ in pairs(o) do n = n + 1 end end "
+     "return json.encode(o) .. n end)()",
+     "{}3"},
+    {"(function() local o, n = json.decode('{\"a\":1,\"a\":2,\"b\":3}'), 0 "
+     "for _ in pairs(o) do for _ in pairs(o) do n = n + 1 end end "
+     "return tostring(n < 10) end)()",
+     "true"},
+    {"(function() for i = 1, 3000 do p['k' .. i] = i end local n = 0 "
+     "for _ in pairs(p) do n = n + 1 end return tostring(n) end)()",
+     "3009"},
+    {"tostring(pcall(next, p, 'nobody'))", "false"},
     {"tostring(rawget(p, 'z'))", "1"},
     {"tostring(#p)", "0"},
     {"tostring(p.nothing)", "nil"},
