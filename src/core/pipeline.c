@@ -427,10 +427,25 @@ static void deliver_undecodable(struct pipeline *pl, struct event *ev)
     store(pl, d, VERDICT_DEAD);
 }
 
+/* What no worker's ring would take. Sources bound the body only. */
+static void check_size(const struct pipeline *pl, struct event *ev)
+{
+    size_t size = ev->body.len;
+
+    for (int i = 0; i < FACT_COUNT; i++)
+        size += ev->facts[i].len;
+    if (size > pl->config.event_bytes && !ev->undecodable)
+        ev->undecodable = xasprintf("%zu bytes with id, type, metadata and "
+                                    "headers are more than a worker takes "
+                                    "(%zu)",
+                                    size, pl->config.event_bytes);
+}
+
 static void route(struct pipeline *pl, struct event *ev)
 {
     const struct route *to;
 
+    check_size(pl, ev);
     if (ev->undecodable) {
         deliver_undecodable(pl, ev);
         return;

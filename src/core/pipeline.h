@@ -41,6 +41,7 @@ struct pipeline_ops {
 struct pipeline_config {
     uint32_t window_events; /* per partition */
     uint64_t window_bytes;  /* over all */
+    size_t event_bytes;     /* facts and body: what op send() can take */
     unsigned n_workers;     /* 1…64; the spare one has this number */
     int64_t quarantine_us;  /* how long after a crash a handler stays there */
 };

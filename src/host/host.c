@@ -493,6 +493,7 @@ static bool make_parts(struct host *h, struct err *err)
     struct pipeline_config config = {
         .window_events = (uint32_t)h->settings.window_events,
         .window_bytes = (uint64_t)h->settings.window_bytes,
+        .event_bytes = (size_t)h->settings.event_max_bytes + FACTS_ROOM,
         .n_workers = (unsigned)h->settings.workers_count,
         .quarantine_us = QUARANTINE_US,
     };

@@ -83,6 +83,9 @@ const char *host_bootstrap(const struct host *h);
 
 /* --- supervisor.c: worker processes ------------------------------------------ */
 
+/* What an event may bring beside a body of event.max_bytes, in a worker's ring. */
+#define FACTS_ROOM (60u << 10)
+
 struct bundle { /* a handler version, ready to be loaded */
     struct handler *handler;
     uint32_t vm;

@@ -20,7 +20,7 @@
 static const char component[] = "supervisor";
 
 #define UP_RING_BYTES  (512u << 10)
-#define DELIVERY_ROOM  (64u << 10) /* beside the body: facts, head, padding */
+#define DELIVERY_ROOM  (FACTS_ROOM + (4u << 10)) /* names, head, padding */
 #define RESPAWN_MIN_US 50000
 #define RESPAWN_MAX_US 5000000
 
