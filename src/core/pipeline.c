@@ -470,6 +470,8 @@ void pipeline_offer(struct pipeline *pl, struct event *ev)
     window_taken(pl, ev);
     series_add(pl->received[p->ops->kind], 1);
     if (p->state == PARTITION_RUNNING && !p->is_closing) {
+        if (p->next == POSITION_LATEST)
+            pipeline_advance(p, ev->place); /* so this is where it stands */
         pipeline_advance(p, ev->place + 1);
         route(pl, ev);
         extra = (ev->pending - 1) * (uint32_t)sizeof(struct delivery);

@@ -113,6 +113,9 @@ void pipeline_each(struct pipeline *pl, pipeline_partition_fn *fn, void *arg);
  * open. `at` is filled; ranges_fini() it. */
 bool pipeline_position(const struct partition *p, const struct handler *h,
                        struct position *at);
+/* As far as the reading ever was: a rewind for one handler moves it back for a
+ * while. What "now" means for a newcomer. */
+int64_t pipeline_front(const struct partition *p);
 /* The watermark of the attached handlers; false when there are none. */
 bool pipeline_watermark(const struct partition *p, int64_t *next);
 /* The oldest delivery of the handler that is not settled, or NULL. */

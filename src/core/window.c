@@ -100,15 +100,17 @@ static int64_t lowest(const struct partition *p, const struct cursor *c)
 static struct position start_of(const struct partition *p)
 {
     struct position start = {.next = POSITION_LATEST};
-    bool any = false;
+    bool any = false, any_attached = false;
 
-    for (size_t i = 0; i < p->n_cursors; i++)
-        any = any ||
-              (i > 0 && p->cursors[i].is_open && !p->cursors[i].is_detached);
-    for (size_t i = 0; i < p->n_cursors; i++) {
+    for (size_t i = 1; i < p->n_cursors; i++) {
+        any = any || p->cursors[i].is_open;
+        any_attached = any_attached ||
+                       (p->cursors[i].is_open && !p->cursors[i].is_detached);
+    }
+    for (size_t i = any ? 1 : 0; i < p->n_cursors; i++) {
         const struct cursor *c = &p->cursors[i];
 
-        if (!c->is_open || (any && (i == 0 || c->is_detached)))
+        if (!c->is_open || (any_attached && c->is_detached))
             continue;
         if (lowest(p, c) < start.next)
             start.next = lowest(p, c);
@@ -129,13 +131,31 @@ void pipeline_start(struct partition *p)
     p->next = start.next;
     if (start.next == POSITION_LATEST) /* whatever comes is for everybody */
         for (size_t i = 0; i < p->n_cursors; i++)
-            p->cursors[i].from.next = POSITION_EARLIEST;
+            if (!p->cursors[i].is_detached)
+                p->cursors[i].from.next = POSITION_EARLIEST;
     p->ops->start(p, &start);
     ranges_fini(&start.gaps);
 }
 
+/* The source says where its end is: there goes on whoever is held meanwhile
+ * or came before that was known. */
+static void end_is_known(struct partition *p, int64_t next)
+{
+    for (size_t i = 1; i < p->n_cursors; i++) {
+        struct cursor *c = &p->cursors[i];
+
+        if (!c->is_open || c->from.next != POSITION_LATEST)
+            continue;
+        c->from.next = next;
+        if (p->ops->gaps && p->ops->gaps(p))
+            ranges_copy(&c->from.gaps, p->ops->gaps(p));
+    }
+}
+
 void pipeline_advance(struct partition *p, int64_t next)
 {
+    if (p->next == POSITION_LATEST)
+        end_is_known(p, next);
     if (next > p->next || p->next == POSITION_LATEST)
         p->next = next;
 }
@@ -297,7 +317,24 @@ bool pipeline_position(const struct partition *p, const struct handler *h,
                 ranges_add(&at->gaps, place, place);
         }
     }
-    return at->next != POSITION_EARLIEST && at->next != POSITION_LATEST;
+    if (at->next != POSITION_EARLIEST && at->next != POSITION_LATEST)
+        return true;
+    ranges_fini(&at->gaps); /* nobody else would, after a no */
+    return false;
+}
+
+int64_t pipeline_front(const struct partition *p)
+{
+    int64_t front = p->next;
+
+    for (size_t i = 1; i < p->n_cursors; i++) {
+        const struct cursor *c = &p->cursors[i];
+
+        if (c->is_open && c->from.next != POSITION_LATEST &&
+            c->from.next > front)
+            front = c->from.next;
+    }
+    return front;
 }
 
 bool pipeline_watermark(const struct partition *p, int64_t *next)

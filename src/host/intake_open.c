@@ -72,7 +72,7 @@ static int64_t fresh_start(const struct intake *in, const struct partition *p,
                                             : POSITION_EARLIEST;
     if (h->spec && h->spec->start != POSITION_LATEST)
         return POSITION_EARLIEST; /* or a time: see min_occurred_us */
-    return p->state == PARTITION_RUNNING ? p->next : furthest;
+    return p->state == PARTITION_OPENING ? furthest : pipeline_front(p);
 }
 
 static int64_t unstored(int64_t next)
