@@ -28,6 +28,7 @@
 #define STRIKES_MAX    3
 #define SNOOZE_MS      1000 /* where a snooze names no time */
 #define OVERHEAD_BYTES 64   /* of malloc and lists, per event */
+#define DELAY_MAX_MS   INT64_C(3153600000000) /* a century: no overflow */
 
 struct pipeline *pipeline_new(const struct pipeline_config *config,
                               const struct pipeline_ops *ops, void *ctx,
@@ -56,6 +57,19 @@ struct pipeline *pipeline_new(const struct pipeline_config *config,
     return pl;
 }
 
+/* Whoever stores them hears of no answer any more. */
+static void drop_stored(struct pipeline *pl, struct partition *p)
+{
+    for (size_t i = 0; i < p->n_cursors; i++)
+        list_foreach_safe(link, &p->cursors[i].unsettled) {
+            struct delivery *d = CONTAINER_OF(link, struct delivery, in_cursor);
+
+            d->lane->storing--;
+            p->inflight--;
+            delivery_drop(pl, d);
+        }
+}
+
 void pipeline_free(struct pipeline *pl)
 {
     if (!pl)
@@ -64,7 +78,8 @@ void pipeline_free(struct pipeline *pl)
         struct partition *p =
             CONTAINER_OF(pl->partitions.next, struct partition, link);
 
-        pipeline_abandon(p);
+        pipeline_abandon(p); /* what is left then is being stored */
+        drop_stored(pl, p);
         pipeline_close(p);
     }
     for (size_t i = 0; i < pl->n_handlers; i++)
@@ -137,6 +152,7 @@ void pipeline_switch(struct pipeline *pl, struct handler *h,
     h->vm = vm;
     h->is_removed = false;
     h->quarantined_until_us = 0; /* other code: judged afresh */
+    h->strikes = 0;
     router_set(pl->router, pl->handlers, pl->n_handlers);
     handler_unblock(pl, h);
 }
@@ -486,6 +502,8 @@ void pipeline_offer(struct pipeline *pl, struct event *ev)
 /* Back into its lane, to go on at a later time. */
 void delivery_wait(struct pipeline *pl, struct delivery *d, int64_t delay_ms)
 {
+    if (delay_ms > DELAY_MAX_MS) /* a worker wrote it */
+        delay_ms = DELAY_MAX_MS;
     d->due_us = pl->now_us + delay_ms * 1000;
     delivery_set_state(d, DELIVERY_BACKOFF, pl->counts);
     timers_put(&pl->timers, d);

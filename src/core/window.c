@@ -96,7 +96,8 @@ static int64_t lowest(const struct partition *p, const struct cursor *c)
     return c->from.next;
 }
 
-/* The earliest of all that are attached; of all, when none is. */
+/* The earliest of all that are attached; of all, when none is. What cannot be
+ * decoded has no position of its own: it counts when there is no handler. */
 static struct position start_of(const struct partition *p)
 {
     struct position start = {.next = POSITION_LATEST};

@@ -53,7 +53,8 @@ struct model {
     int released;
     char keys[KEYS][8];
     bool ring_full, no_chaos;
-    int rooms_again; /* calls of room_again() */
+    int rooms_again;  /* calls of room_again() */
+    int64_t start_at; /* where POSITION_LATEST is */
 };
 
 static uint64_t chance(struct model *m, uint64_t n)
@@ -69,6 +70,8 @@ static void source_start(struct partition *p, const struct position *from)
     struct model *m = p->source;
 
     m->reader = from->next < 0 ? 0 : from->next;
+    if (from->next == POSITION_LATEST)
+        m->reader = m->start_at;
     m->is_paused = false;
     pipeline_advance(p, m->reader);
 }
@@ -367,6 +370,7 @@ static void set_up(struct model *m, uint64_t seed, uint64_t window_bytes)
     static const char *const patterns[HANDLERS] = {"*", "order.*", "Call*"};
     struct pipeline_config config = {.window_events = 200,
                                      .window_bytes = window_bytes,
+                                     .event_bytes = 1 << 20,
                                      .n_workers = WORKERS,
                                      .quarantine_us = 50000};
     struct position from = {.next = POSITION_EARLIEST};
@@ -538,6 +542,209 @@ static void three_strikes_make_a_dead_letter(void **state)
     free(m);
 }
 
+static void finish(struct model *m)
+{
+    pipeline_free(m->pl);
+    metrics_free(m->metrics);
+    free(m);
+}
+
+/* One event for each handler, with its workers; who has it of `handler`. */
+static unsigned one_is_sent(struct model *m, int handler)
+{
+    unsigned w = 0;
+
+    read_some(m, 1);
+    pipeline_pump_all(m->pl);
+    while (w < WORKERS && (m->n_at[w] == 0 || m->at[w][0].handler != handler))
+        w++;
+    assert_true(w < WORKERS);
+    return w;
+}
+
+/* The host trusts nothing a worker writes: what is far off is not now. */
+static void a_far_time_of_a_worker_is_not_now(void **state)
+{
+    struct model *m = xcalloc(1, sizeof(*m));
+    struct pipeline_numbers n;
+
+    (void)state;
+    set_up(m, 3, 120000);
+    unsigned w = one_is_sent(m, 0);
+    struct held h = m->at[w][0];
+    struct verdict_msg v = {.slot = h.slot,
+                            .generation = h.generation,
+                            .verdict = VERDICT_RETRY,
+                            .after_ms = INT64_MAX};
+
+    take_out(m, w, 0);
+    pipeline_verdict(m->pl, w, &v);
+    pipeline_tick(m->pl, m->now_us + 3600000000, m->now_us);
+    pipeline_numbers(m->pl, &n);
+    assert_int_equal(n.deliveries[DELIVERY_BACKOFF], 1);
+    finish(m);
+}
+
+/* A second SIGTERM, or a drain that takes too long, while the database does not
+ * answer: what is being stored goes back to its source, too. */
+static void freeing_does_not_wait_for_what_is_being_stored(void **state)
+{
+    struct model *m = xcalloc(1, sizeof(*m));
+
+    (void)state;
+    set_up(m, 4, 120000);
+    verdict(m, one_is_sent(m, 0), 0, VERDICT_DEAD);
+    assert_int_equal(m->n_stores, 1);
+    pipeline_free(m->pl);
+    assert_int_equal(m->released, m->reader);
+    metrics_free(m->metrics);
+    free(m);
+}
+
+/* Facts are bounded by no source, and a worker's ring must take them. */
+static void facts_that_no_ring_takes_are_a_dead_letter(void **state)
+{
+    static char correlation[2 << 20];
+    struct model *m = xcalloc(1, sizeof(*m));
+    struct event *ev;
+
+    (void)state;
+    set_up(m, 5, 120000);
+    memset(correlation, 'x', sizeof(correlation));
+    ev = pipeline_event_new(m->pl, m->p);
+    ev->facts[FACT_TYPE] = SLICE_LIT("CallCreated");
+    ev->facts[FACT_CORRELATION_ID] =
+        (struct slice){correlation, sizeof(correlation)};
+    ev->body = SLICE_LIT("{}");
+    pipeline_offer(m->pl, ev);
+    pipeline_pump_all(m->pl);
+    assert_int_equal(m->n_stores, 1);
+    assert_string_equal(m->stores[0]->handler->name, "");
+    assert_int_equal(m->stores[0]->failures->at[0].class, CLASS_UNDECODABLE);
+    pipeline_stored(m->pl, m->stores[0]);
+    assert_int_equal(m->released, 1);
+    finish(m);
+}
+
+/* --- where the reading starts ------------------------------------------------- */
+
+/* A second opening of the partition, after `set_up`, by its own positions. */
+static void open_again(struct model *m, const int64_t next[HANDLERS])
+{
+    struct position from = {.next = POSITION_EARLIEST};
+
+    pipeline_quiet(m->p, false);
+    pipeline_close(m->p);
+    m->p = pipeline_open(m->pl, &source, m, "calls", 0, "calls/0", "id");
+    pipeline_open_cursor(m->p, pipeline_handler(m->pl, ""), &from, 0);
+    for (int i = 0; i < HANDLERS; i++) {
+        from = (struct position){.next = next[i]};
+        pipeline_open_cursor(m->p, m->handlers[i], &from, 1);
+    }
+    pipeline_start(m->p);
+}
+
+/* Nobody wants what lies before the earliest handler; what cannot be decoded
+ * there was stored before. */
+static void when_all_are_held_the_reading_starts_at_the_earliest(void **state)
+{
+    struct model *m = xcalloc(1, sizeof(*m));
+
+    (void)state;
+    set_up(m, 6, 120000);
+    for (int i = 0; i < HANDLERS; i++)
+        pipeline_detach(m->pl, m->handlers[i], false);
+    open_again(m, (int64_t[]){700, 500, 600});
+    assert_int_equal(m->reader, 500);
+    finish(m);
+}
+
+/* Held when the source was read for the first time, from its end on: the end
+ * of then is where it goes on, and neither the beginning nor never. */
+static void who_is_held_at_the_first_start_goes_on_from_there(void **state)
+{
+    struct model *m = xcalloc(1, sizeof(*m));
+    struct position at;
+
+    (void)state;
+    set_up(m, 7, 120000);
+    pipeline_detach(m->pl, m->handlers[0], false);
+    m->start_at = 1000; /* where POSITION_LATEST is */
+    open_again(m,
+               (int64_t[]){POSITION_LATEST, POSITION_LATEST, POSITION_LATEST});
+    read_some(m, 30);
+    assert_true(pipeline_position(m->p, m->handlers[0], &at));
+    assert_int_equal(at.next, 1000);
+    ranges_fini(&at.gaps);
+    drain(m);
+    assert_int_equal(m->done[0][999], 0);
+    for (int e = 1000; e < EVENTS; e++)
+        assert_int_equal(m->done[0][e], 1);
+    finish(m);
+}
+
+static const struct ranges *one_gap(const struct partition *p)
+{
+    static struct range range = {5, 7};
+    static const struct ranges gaps = {&range, 1, 1};
+
+    (void)p;
+    return &gaps;
+}
+
+/* Asked at each save, for a handler that is held before it had anything. */
+static void no_position_leaves_nothing_to_free(void **state)
+{
+    static struct source_ops outbox;
+    struct model *m = xcalloc(1, sizeof(*m));
+    struct position from = {.next = POSITION_EARLIEST}, at;
+
+    (void)state;
+    set_up(m, 10, 120000);
+    pipeline_detach(m->pl, m->handlers[0], false);
+    pipeline_quiet(m->p, false);
+    pipeline_close(m->p);
+    outbox = source;
+    outbox.kind = SOURCE_OUTBOX;
+    outbox.gaps = one_gap;
+    m->p = pipeline_open(m->pl, &outbox, m, "events", 0, "0", "id");
+    pipeline_open_cursor(m->p, m->handlers[0], &from, 1);
+    pipeline_start(m->p);
+    assert_false(pipeline_position(m->p, m->handlers[0], &at));
+    assert_null(at.gaps.at);
+    finish(m);
+}
+
+/* "now" for a newcomer is as far as the reading ever was, not where it stands
+ * while it fetches old events for somebody else. */
+static void now_is_not_where_another_catches_up(void **state)
+{
+    struct model *m = xcalloc(1, sizeof(*m));
+
+    (void)state;
+    set_up(m, 8, 120000);
+    open_again(m, (int64_t[]){2000, 10, 1500});
+    assert_int_equal(m->p->next, 10);
+    assert_int_equal(pipeline_front(m->p), 2000);
+    pipeline_detach(m->pl, m->handlers[0], false);
+    assert_int_equal(pipeline_front(m->p), 2000);
+    finish(m);
+}
+
+/* Other code is judged afresh, after a save: no strike of the former counts. */
+static void a_new_version_has_no_strikes(void **state)
+{
+    struct model *m = xcalloc(1, sizeof(*m));
+
+    (void)state;
+    set_up(m, 9, 120000);
+    m->handlers[0]->strikes = 2;
+    m->handlers[0]->first_strike_us = m->now_us;
+    pipeline_switch(m->pl, m->handlers[0], spec("*", ORDER_KEY, 16), 4);
+    assert_int_equal(m->handlers[0]->strikes, 0);
+    finish(m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -545,6 +752,14 @@ int main(void)
         cmocka_unit_test(a_full_window_refuses_more),
         cmocka_unit_test(room_is_offered_in_the_turn_that_made_it),
         cmocka_unit_test(three_strikes_make_a_dead_letter),
+        cmocka_unit_test(a_far_time_of_a_worker_is_not_now),
+        cmocka_unit_test(freeing_does_not_wait_for_what_is_being_stored),
+        cmocka_unit_test(facts_that_no_ring_takes_are_a_dead_letter),
+        cmocka_unit_test(when_all_are_held_the_reading_starts_at_the_earliest),
+        cmocka_unit_test(who_is_held_at_the_first_start_goes_on_from_there),
+        cmocka_unit_test(no_position_leaves_nothing_to_free),
+        cmocka_unit_test(now_is_not_where_another_catches_up),
+        cmocka_unit_test(a_new_version_has_no_strikes),
     };
 
     return cmocka_run_group_tests_name("pipeline", tests, NULL, NULL);
