@@ -106,6 +106,7 @@ void supervisor_free(struct supervisor *s)
         if (s->workers[i].state != WORKER_NONE)
             worker_end(&s->workers[i]);
         free(s->workers[i].loaded);
+        free(s->workers[i].asked);
     }
     free(s->workers);
     free(s);

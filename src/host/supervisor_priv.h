@@ -37,7 +37,8 @@ struct worker {
     int64_t started_us, start_again_us, delay_us, idle_since_us;
     int64_t killed_for_us; /* hard limit: how long it had been silent */
     uint32_t *loaded;      /* vms that this process has */
-    size_t n_loaded;
+    uint32_t *asked;       /* and those it was sent, not answered, in order */
+    size_t n_loaded, n_asked;
 };
 
 struct supervisor {

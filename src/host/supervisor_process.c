@@ -244,6 +244,24 @@ static void tell_pipeline(struct worker *w, int status, const char *reason)
     pipeline_worker_died(w->host->pipeline, w->index, &death);
 }
 
+/* A process that crashes or hangs while it loads and runs nothing else dies of
+ * what it loads. A candidate is refused then: every worker has to load it, and
+ * would die of it, again and again. */
+static void blame_candidate(struct worker *w, int status, const char *reason)
+{
+    bool is_crash = w->killed_for_us ||
+                    (WIFSIGNALED(status) && WTERMSIG(status) != SIGKILL &&
+                     WTERMSIG(status) != SIGTERM);
+    char text[256];
+
+    if (w->n_asked == 0 || !is_crash || !w->is_ready ||
+        atomic_load(&w->channel.control->running) > 0)
+        return;
+    snprintf(text, sizeof(text), "a worker that loaded it died (%s)", reason);
+    (void)catalogue_loaded(w->host->catalogue, w->asked[0], false,
+                           slice_of(text));
+}
+
 static void bury(struct worker *w, int status)
 {
     struct host *h = w->host;
@@ -260,6 +278,8 @@ static void bury(struct worker *w, int status)
     worker_read(w); /* everything it still said */
     w->state = WORKER_NONE;
     end_sessions(w);
+    if (was != WORKER_DRAINING)
+        blame_candidate(w, status, reason);
     tell_pipeline(w, status, reason);
     collect_worker_gone(h, w->index);
     channel_close(&w->channel);

@@ -6,6 +6,7 @@
 
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 
 static const char component[] = "supervisor";
 
@@ -93,6 +94,23 @@ bool worker_flush(struct worker *w)
 
 /* --- loading -------------------------------------------------------------------- */
 
+static void vm_add(uint32_t **vms, size_t *n, uint32_t vm)
+{
+    *vms = xrealloc(*vms, (*n + 1) * sizeof(vm));
+    (*vms)[(*n)++] = vm;
+}
+
+/* The others keep their order; false when it is not there. */
+static bool vm_remove(uint32_t *vms, size_t *n, uint32_t vm)
+{
+    for (size_t i = 0; i < *n; i++)
+        if (vms[i] == vm) {
+            memmove(&vms[i], &vms[i + 1], (--*n - i) * sizeof(vm));
+            return true;
+        }
+    return false;
+}
+
 void worker_load(struct worker *w, const struct bundle *b)
 {
     struct host *h = w->host;
@@ -112,6 +130,7 @@ void worker_load(struct worker *w, const struct bundle *b)
             json_integer(0));
     text = json_dumps(json, JSON_COMPACT);
     worker_queue(w, MSG_LOAD, b->vm, true, slice_of(text));
+    vm_add(&w->asked, &w->n_asked, b->vm);
     free(text);
     json_decref(json);
 }
@@ -121,10 +140,10 @@ void worker_load_all(struct worker *w)
     const struct bundle *bundles[VMS_MAX];
     size_t n = catalogue_bundles(w->host->catalogue, bundles, VMS_MAX);
 
+    w->n_loaded = w->n_asked = 0;
     for (size_t i = 0; i < n; i++)
         worker_load(w, bundles[i]);
     w->loading = n;
-    w->n_loaded = 0;
 }
 
 bool worker_has_loaded(const struct worker *w, uint32_t vm)
@@ -138,31 +157,30 @@ bool worker_has_loaded(const struct worker *w, uint32_t vm)
 /* --- reading -------------------------------------------------------------------- */
 
 /* A running version that does not load (its init needs something that is
- * away) leaves the worker useless: it is started again, later and later. */
-static void on_loaded(struct worker *w, uint32_t vm, bool ok, struct slice text)
+ * away) leaves the worker useless: it is started again, later and later. False
+ * when it was not asked for. */
+static bool on_loaded(struct worker *w, uint32_t vm, bool ok, struct slice text)
 {
-    if (ok) {
-        w->loaded = xrealloc(w->loaded, (w->n_loaded + 1) * sizeof(vm));
-        w->loaded[w->n_loaded++] = vm;
-    }
+    if (!vm_remove(w->asked, &w->n_asked, vm))
+        return false;
+    if (ok)
+        vm_add(&w->loaded, &w->n_loaded, vm);
     if (w->loading > 0)
         w->loading--;
     if (!catalogue_loaded(w->host->catalogue, vm, ok, text) && !ok) {
         log_error("a worker cannot load a running version",
                   "worker=%u err=\"%.*s\"", w->index, (int)text.len, text.ptr);
         kill(w->pid, SIGKILL);
-        return;
+        return true;
     }
     worker_come_up(w);
+    return true;
 }
 
 static void on_unloaded(struct worker *w, uint32_t vm)
 {
-    for (size_t i = 0; i < w->n_loaded; i++)
-        if (w->loaded[i] == vm) {
-            w->loaded[i] = w->loaded[--w->n_loaded];
-            return;
-        }
+    vm_remove(w->loaded, &w->n_loaded, vm);
+    vm_remove(w->asked, &w->n_asked, vm);
 }
 
 static bool handle(struct worker *w, const struct msg_head *msg, size_t len)
@@ -186,7 +204,7 @@ static bool handle(struct worker *w, const struct msg_head *msg, size_t len)
         w->is_ready = true;
         worker_come_up(w);
         return true;
-    case MSG_LOADED: on_loaded(w, id, ok, text); return true;
+    case MSG_LOADED: return on_loaded(w, id, ok, text);
     case MSG_UNLOADED: on_unloaded(w, id); return true;
     case MSG_CALL: publish_call(h, w->index, w->serial, id, text); return true;
     case MSG_METRICS: collect_worker_news(h, w->index, text); return true;

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import threading
+from datetime import datetime
 
 from scenes import (assert_once_and_in_order, count, make_rng, make_seen, recorder, sized,
                     wait_count)
@@ -115,6 +117,67 @@ def test_a_save_is_live_and_a_broken_file_never_takes_effect(database, make_host
 def publish_and_wait(host, database, n, version):
     database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": n})
     wait_count(host, database, 1, where=f"n = {n} and version = '{version}'", timeout=15)
+
+
+# Busy until its limit, in every worker at once, as long as nobody ends it.
+LOADS_FOR_LONG = """
+return {
+  subscribes = { "Changed" },
+  init = function() while true do end end,
+  handle = function() end,
+}
+"""
+
+
+def test_a_version_that_kills_who_loads_it_is_refused(database, make_host):
+    """Design 8: whatever goes wrong before the switch, what runs goes on."""
+    make_seen(database)
+    host = make_host(settings=on_outbox(database, workers={"count": 1, "soft_limit": "120s"}),
+                     handlers={"recorder": recorder(version="1")}).start()
+    publish_and_wait(host, database, 0, "1")
+    host.handler("killer", LOADS_FOR_LONG)
+    host.wait(lambda: "candidate" in version_of(host, "killer"), 10, "a candidate")
+    for pid in host.worker_pids():
+        os.kill(pid, signal.SIGSEGV)
+    host.wait(lambda: "SIGSEGV" in version_of(host, "killer").get("refused", ""), 10, "refused")
+    publish_and_wait(host, database, 1, "1")
+    assert version_of(host, "recorder")["state"] == "running"
+
+
+# Its init needs a table, and its deliveries take for ever.
+NEEDS_A_TABLE = """
+local db = require "moontide.db"
+return {
+  subscribes = { "Changed" }, start = "earliest", allow = { db = true },
+  init = function() assert(db.query("select 1 from needed")) end,
+  handle = function() while true do end end,
+}
+"""
+
+
+def test_a_spare_worker_that_cannot_load_is_started_later_and_later(database, make_host):
+    database.query("create table needed (a int)")
+    host = make_host(settings=on_outbox(database, workers={"count": 1, "soft_limit": "120s"}),
+                     handlers={"needy": NEEDS_A_TABLE}).start()
+
+    def runs_in(spare):
+        pids = [w["pid"] for w in host.ask("/v1/status").json()["workers"]
+                if w["spare"] == spare and w["state"] == "up"]
+        return host.metric("moontide_inflight", handler="needy") == 1 and pids
+
+    database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": 1})
+    os.kill(host.wait(lambda: runs_in(False), 10, "it runs")[0], signal.SIGSEGV)
+    spare = host.wait(lambda: runs_in(True), 10, "it runs alone")[0]
+    database.query("drop table needed")
+    os.kill(spare, signal.SIGSEGV)
+
+    def refusals():
+        return [line for line in host.log_lines("a worker cannot load a running version")
+                if line["worker"] == "1"]
+    host.wait(lambda: len(refusals()) >= 5, 30, "it cannot load")
+    began, ended = (datetime.fromisoformat(refusals()[i]["at"].replace("Z", "+00:00"))
+                    for i in (0, 4))
+    assert (ended - began).total_seconds() > 0.5  # 50 + 100 + 200 + 400 ms
 
 
 def test_new_removed_and_returning_files_are_noticed(database, make_host):
