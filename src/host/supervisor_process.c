@@ -292,7 +292,7 @@ static void bury(struct worker *w, int status)
     series_add(metrics_get(h->metrics, M_WORKER_RESTARTS, label), 1);
     if (was == WORKER_UP && now - w->started_us > RESPAWN_MAX_US)
         w->delay_us = 0;
-    if (w->index == s->n)
+    if (w->index == s->n && was == WORKER_UP)
         return; /* the spare one comes back when it is wanted */
     if (was == WORKER_UP && w->delay_us == 0)
         worker_start(w); /* half a millisecond later it works again */
