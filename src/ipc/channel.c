@@ -3,6 +3,7 @@
 #include "base/check.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -45,6 +46,8 @@ static char *map_twice(int fd, size_t offset, size_t size)
 
 static bool map_all(struct channel *ch, size_t down, size_t up, struct err *err)
 {
+    ch->down_size = down;
+    ch->up_size = up;
     ch->down = map_twice(ch->memory_fd, ch->mapped, down);
     ch->up = map_twice(ch->memory_fd, ch->mapped + down, up);
     if (ch->down && ch->up)
@@ -74,11 +77,13 @@ bool channel_create(struct channel *ch, size_t down_size, size_t up_size,
                            .wake_worker_fd = -1,
                            .wake_host_fd = -1,
                            .mapped = control_bytes()};
-    ch->memory_fd = memfd_create("moontide", MFD_CLOEXEC);
+    ch->memory_fd = memfd_create("moontide", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     ch->wake_worker_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     ch->wake_host_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (ch->memory_fd < 0 || ch->wake_worker_fd < 0 || ch->wake_host_fd < 0 ||
-        ftruncate(ch->memory_fd, (off_t)(ch->mapped + down + up)) != 0) {
+        ftruncate(ch->memory_fd, (off_t)(ch->mapped + down + up)) != 0 ||
+        fcntl(ch->memory_fd, F_ADD_SEALS,
+              F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
         err_set(err, ERR_FATAL, "making a worker's channel: %s",
                 strerror(errno));
         goto fail;
@@ -117,15 +122,12 @@ bool channel_attach(struct channel *ch, int memory_fd, int wake_worker_fd,
 
 void channel_close(struct channel *ch)
 {
-    if (ch->control) {
-        size_t down = ch->control->down_size, up = ch->control->up_size;
-
-        if (ch->down)
-            munmap(ch->down, 2 * down);
-        if (ch->up)
-            munmap(ch->up, 2 * up);
+    if (ch->down)
+        munmap(ch->down, 2 * ch->down_size);
+    if (ch->up)
+        munmap(ch->up, 2 * ch->up_size);
+    if (ch->control)
         munmap(ch->control, ch->mapped);
-    }
     if (ch->memory_fd >= 0)
         close(ch->memory_fd);
     if (ch->wake_worker_fd >= 0)

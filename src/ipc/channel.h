@@ -42,8 +42,9 @@ struct channel {
     int memory_fd;
     int wake_worker_fd, wake_host_fd; /* eventfds, non-blocking */
     struct channel_control *control;
-    char *down, *up; /* the doubly mapped data */
-    size_t mapped;   /* of the control part */
+    char *down, *up;           /* the doubly mapped data */
+    size_t mapped;             /* of the control part */
+    size_t down_size, up_size; /* ours: the control part can be written to */
 };
 
 /* Sizes are rounded up to a power of two and a page. */

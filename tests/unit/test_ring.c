@@ -2,6 +2,7 @@
 #include "ipc/channel.h"
 #include "ipc/msg.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -10,6 +11,9 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -192,6 +196,36 @@ static void two_threads_agree_on_every_byte(void **state)
     pthread_join(thread, NULL);
 }
 
+/* What a worker could write must not reach what the host unmaps. */
+static void the_sizes_in_shared_memory_are_not_believed(void **state)
+{
+    unsigned char there[16];
+    struct channel ch;
+    struct err err;
+
+    (void)state;
+    assert_true(channel_create(&ch, 65536, 65536, &err));
+    char *down = ch.down, *up = ch.up;
+    ch.control->down_size = 4096;
+    ch.control->up_size = 0;
+    channel_close(&ch);
+    assert_int_equal(mincore(down + 65536, 65536, there), -1);
+    assert_int_equal(errno, ENOMEM);
+    assert_int_equal(mincore(up, 65536, there), -1);
+    assert_int_equal(errno, ENOMEM);
+}
+
+/* A shorter file under the host's mapping would end the host (SIGBUS). */
+static void the_memory_cannot_be_cut(void **state)
+{
+    struct channel *ch = *state;
+    struct stat st;
+
+    assert_int_equal(fstat(ch->memory_fd, &st), 0);
+    assert_int_equal(ftruncate(ch->memory_fd, 0), -1);
+    assert_int_equal(ftruncate(ch->memory_fd, st.st_size * 2), -1);
+}
+
 #define CASE(fn) \
     cmocka_unit_test_setup_teardown(fn, open_channel, close_channel)
 
@@ -203,6 +237,8 @@ int main(void)
         CASE(nonsense_ends_the_reading_and_nothing_else),
         CASE(a_verdict_with_false_lengths_is_refused),
         CASE(two_threads_agree_on_every_byte),
+        cmocka_unit_test(the_sizes_in_shared_memory_are_not_believed),
+        CASE(the_memory_cannot_be_cut),
     };
 
     return cmocka_run_group_tests_name("ring", tests, NULL, NULL);
