@@ -236,7 +236,8 @@ static void on_hangup(struct ev_loop *loop, ev_signal *w, int events)
 
     (void)loop;
     (void)events;
-    if (!config_load(&fresh, &h->config_from, &err)) {
+    if (!config_load(&fresh, &h->config_from, &err) ||
+        !switches_check(fresh.flags, &err)) {
         log_error("configuration refused, the former one goes on", "err=" LOG_Q,
                   err.msg);
         settings_fini(&fresh);

@@ -163,6 +163,8 @@ void intake_collect(struct intake *in);
 /* --- switches.c: flags --------------------------------------------------------------- */
 
 bool switches_start(struct host *h, struct err *err) MUST_CHECK;
+/* The flags of a file, before anything of it takes effect. */
+bool switches_check(const json_t *file, struct err *err) MUST_CHECK;
 void switches_apply(struct host *h); /* after any change */
 /* A handler came or changed: held by a flag? `why` says which one; `size` 0:
  * does not matter. */

@@ -46,8 +46,8 @@ static bool check_hold(const char *name, bool is_on, enum when_off when_off,
                    name);
 }
 
-static bool set_from_file(struct host *h, const char *name, const json_t *value,
-                          struct err *err)
+static bool set_from_file(struct flags *flags, const char *name,
+                          const json_t *value, struct err *err)
 {
     const char *state = json_string_value(value), *when = NULL;
     enum when_off when_off = OFF_HOLD;
@@ -74,19 +74,29 @@ static bool set_from_file(struct host *h, const char *name, const json_t *value,
                        "flags.%s: when_off is neither hold nor skip", name);
     if (!check_hold(name, is_on, when_off, err))
         return false;
-    flags_set(&h->flags, name, FLAG_FILE, is_on, when_off);
+    flags_set(flags, name, FLAG_FILE, is_on, when_off);
     return true;
 }
 
-static bool read_file_flags(struct host *h, struct err *err)
+static bool read_file_flags(struct flags *flags, const json_t *file,
+                            struct err *err)
 {
     const char *name;
     json_t *value;
 
-    json_object_foreach(h->settings.flags, name, value)
-        if (!set_from_file(h, name, value, err))
+    json_object_foreach((json_t *)(uintptr_t)file, name, value)
+        if (!set_from_file(flags, name, value, err))
             return false;
     return true;
+}
+
+bool switches_check(const json_t *file, struct err *err)
+{
+    struct flags unused = {0};
+    bool ok = read_file_flags(&unused, file, err);
+
+    flags_fini(&unused);
+    return ok;
 }
 
 /* The setting carries the environment variable (or the file's own line). */
@@ -183,7 +193,8 @@ static void on_rows(void *arg, const json_t *rows)
 bool switches_start(struct host *h, struct err *err)
 {
     flags_clear(&h->flags, FLAG_FILE);
-    if (!read_file_flags(h, err) || !read_all_flag(h, err))
+    if (!read_file_flags(&h->flags, h->settings.flags, err) ||
+        !read_all_flag(h, err))
         return false;
     if (h->db && !h->flag_store)
         h->flag_store = flag_store_new(h->loop, h->db, on_rows, h);

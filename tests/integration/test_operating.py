@@ -450,6 +450,30 @@ def test_sighup_reads_the_configuration_again(database, make_host):
     wait_count(host, database, 1)
 
 
+def test_a_reload_with_a_bad_flag_changes_no_flag(database, make_host):
+    """What the file held before stays held, also when flags change afterwards."""
+    make_seen(database)
+    host = make_host(settings=on_outbox(database, flags={"handler:one": "off"}),
+                     handlers={"one": recorder(), "two": recorder()}).start()
+
+    def held():
+        return [f["name"] for f in host.ask("/v1/flags").json()["flags"] if f["state"] == "off"]
+    assert held() == ["handler:one"]
+    for flags in ({"handler:two": "of"}, {"nobody": "off"}):
+        host.settings["flags"] = flags
+        host.write_conf()
+        refused = len(host.log_lines("configuration refused, the former one goes on"))
+        host.process.send_signal(signal.SIGHUP)
+        host.wait(lambda: len(host.log_lines("configuration refused, the former one goes on"))
+                  > refused, 10, "refused")
+        assert held() == ["handler:one"]
+        assert host.ask("/v1/settings").json()["flags"] == {"handler:one": "off"}
+    host.settings["flags"] = {"handler:two": "off"}
+    host.write_conf()
+    host.process.send_signal(signal.SIGHUP)
+    host.wait(lambda: held() == ["handler:two"], 10, "the good file")
+
+
 def test_the_installed_binary_runs_from_anywhere(database, make_host, tmp_path):
     """Interfaces 1: runs from any directory out of the build tree."""
     host = make_host(settings=on_outbox(database), handlers={"fails": FAILS})
