@@ -45,7 +45,7 @@ struct entry {
     struct handler *handler;
     struct version *running, *candidate;
     struct probe *probe;
-    uint64_t stamp; /* of all files of the last probing */
+    uint64_t stamp; /* of all files, before the last probing; 0: not known */
     json_t *files;  /* their paths; NULL when it failed */
     char *error;    /* why the last candidate was refused; NULL: it was not */
     bool wants_probe, is_there, is_disabled, is_known_to_intake;
@@ -253,7 +253,7 @@ static void drop_candidate(struct entry *e)
     e->candidate = NULL;
 }
 
-/* mtime, size and inode of everything the last probing read. */
+/* mtime, size and inode of everything the last good probing read. */
 static uint64_t stamp_of(const struct entry *e)
 {
     uint64_t stamp = 1;
@@ -275,16 +275,20 @@ static uint64_t stamp_of(const struct entry *e)
     return stamp;
 }
 
+/* The stamp stays the one from before the probing: what was saved after the
+ * probe had read it must not look like what the probe has seen. It covers the
+ * former list only, so another list is probed once more at the next look. */
 static void remember_files(struct entry *e, const json_t *files)
 {
-    json_t *file;
+    json_t *file, *paths = json_array();
     size_t i;
 
-    json_decref(e->files);
-    e->files = json_array();
     json_array_foreach(files, i, file)
-        json_array_append_new(e->files, json_string(text_of(file, "path")));
-    e->stamp = stamp_of(e);
+        json_array_append_new(paths, json_string(text_of(file, "path")));
+    if (!json_equal(paths, e->files))
+        e->stamp = 0;
+    json_decref(e->files);
+    e->files = paths;
 }
 
 /* --- probing ------------------------------------------------------------------------- */

@@ -1,6 +1,8 @@
 """Handlers changed while they run."""
 
+import ctypes
 import os
+import select
 import shutil
 import signal
 import threading
@@ -117,6 +119,58 @@ def test_a_save_is_live_and_a_broken_file_never_takes_effect(database, make_host
 def publish_and_wait(host, database, n, version):
     database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": n})
     wait_count(host, database, 1, where=f"n = {n} and version = '{version}'", timeout=15)
+
+
+def wait_at_work(host, database, version):
+    def is_seen():
+        database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": -1})
+        return count(database, where=f"version = '{version}'") > 0
+    host.wait(is_seen, 10, f"version {version} at work")
+
+
+class Reader:
+    """Waits until somebody has read a file to its end and closed it."""
+
+    CLOSED = 0x10  # IN_CLOSE_NOWRITE
+
+    def __init__(self, path):
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.fd = self.libc.inotify_init1(os.O_CLOEXEC)
+        assert self.fd >= 0
+        assert self.libc.inotify_add_watch(self.fd, os.fsencode(path), self.CLOSED) >= 0
+
+    def wait(self, timeout):
+        assert select.select([self.fd], [], [], timeout)[0], "nobody reads it"
+        os.close(self.fd)
+
+
+def test_a_save_between_the_check_and_its_end_is_not_missed(database, make_host):
+    """A checked file that changed before the check ended is looked at again."""
+    make_seen(database)
+    host = make_host(settings=on_outbox(database),
+                     handlers={"recorder": recorder(version="1")}).start()
+    publish_and_wait(host, database, 0, "1")
+    for n in range(1, 9):
+        path = host.handler("recorder", recorder(version=f"{n}0"))
+        reader = Reader(path)
+        reader.wait(10)
+        host.handler("recorder", recorder(version=f"{n}1"))
+        wait_at_work(host, database, f"{n}1")
+
+
+def test_handlers_go_on_while_their_folder_cannot_be_read(database, make_host):
+    make_seen(database)
+    host = make_host(settings=on_outbox(database),
+                     handlers={"recorder": recorder(version="1")}).start()
+    publish_and_wait(host, database, 0, "1")
+    away = host.handlers.with_name("away")
+    host.handlers.rename(away)
+    host.wait(lambda: host.log_lines("cannot read the handlers folder"), 10, "noticed")
+    assert version_of(host, "recorder")["state"] == "running"
+    publish_and_wait(host, database, 1, "1")
+    away.rename(host.handlers)
+    host.handler("recorder", recorder(version="2"))
+    wait_at_work(host, database, "2")
 
 
 # Busy until its limit, in every worker at once, as long as nobody ends it.
