@@ -18,6 +18,7 @@
 
 #include <ctype.h>
 #include <dirent.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -393,19 +394,20 @@ static bool is_enabled(const struct catalogue *c, const char *name)
              strcmp(json_string_value(enabled), "false") == 0);
 }
 
+/* A folder that cannot be read says nothing: no handler is removed. */
 static void find_files(struct catalogue *c)
 {
     DIR *dir = opendir(c->host->settings.handlers_path);
     char name[NAME_MAX_LEN + 1];
     struct dirent *file;
 
-    for (struct entry *e = c->entries; e; e = e->next)
-        e->is_there = false;
     if (!dir) {
-        log_warn("cannot read the handlers folder", "path=" LOG_Q,
-                 c->host->settings.handlers_path);
+        log_warn("cannot read the handlers folder", "path=" LOG_Q " err=" LOG_Q,
+                 c->host->settings.handlers_path, strerror(errno));
         return;
     }
+    for (struct entry *e = c->entries; e; e = e->next)
+        e->is_there = false;
     while ((file = readdir(dir))) {
         struct entry *e;
 
