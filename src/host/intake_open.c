@@ -202,7 +202,6 @@ static void open_redrive(struct partition *p, struct handler *h)
     struct position from = {.next = POSITION_EARLIEST};
 
     pipeline_open_cursor(p, h, &from, 0);
-    p->cursors[h->index].is_detached = false;
 }
 
 struct partition *intake_opened(void *ctx, const struct source_ops *ops,

@@ -151,6 +151,31 @@ def test_pause_and_resume_are_the_handlers_flag(database, make_host):
     assert in_order(database, "one")
 
 
+FAILS = """
+return { subscribes = { "Changed" }, start = "earliest", retry = { max_attempts = 1 },
+         handle = function() error("not yet") end }
+"""
+
+
+def test_a_held_handler_is_not_redriven_also_after_a_restart(database, make_host):
+    """Design 9: off means hold; a redrive waits with the rest."""
+    make_seen(database)
+    host = make_host(settings=on_outbox(database), handlers={"one": FAILS}).start()
+    publish(database, 0, 1)
+    wait_count(host, database, 1, "event_dead_letters")
+    set_flag(host, "handler:one", "off")
+    assert host.stop() == 0
+    host.handler("one", recorder())
+    host.start()
+    host.cli("dead-letters", "redrive", "--all", "--url", host.url)
+    # Looked at a second time: the first look had no effect.
+    host.wait(lambda: len(host.log_lines("dead letters run again")) >= 2 or count(database), 20,
+              "looked at")
+    assert count(database) == 0
+    set_flag(host, "handler:one", "on")
+    wait_count(host, database, 1)
+
+
 def test_a_flag_set_for_a_time_returns_by_itself_also_over_a_restart(database, make_host):
     """Interfaces 1: --for."""
     make_seen(database)
