@@ -21,9 +21,11 @@ struct probe {
     struct ev_loop *loop;
     probe_fn *done;
     void *arg;
-    pid_t pid;
+    pid_t pid;   /* 0: it has ended and is waited for */
+    int status;  /* then: how */
     int in, out; /* our ends: its standard input and output */
     ev_io writing, reading;
+    ev_child child;
     ev_timer timeout;
     char *request;
     size_t sent, len;
@@ -80,18 +82,30 @@ static bool spawn(struct probe *p, struct err *err)
     return true;
 }
 
-/* Kill when needed, and always wait: no zombie is left. */
-static int end_process(struct probe *p)
+static void wait_for_end(struct probe *p)
 {
-    int status = 0;
+    while (p->pid > 0 && waitpid(p->pid, &p->status, 0) < 0 && errno == EINTR)
+        continue;
+    p->pid = 0;
+}
 
-    if (p->pid > 0) {
+/* The default loop waits for every child: it may be first. */
+static void on_child(struct ev_loop *loop, ev_child *child, int events)
+{
+    struct probe *p = child->data;
+
+    (void)events;
+    ev_child_stop(loop, child);
+    p->status = child->rstatus;
+    p->pid = 0;
+}
+
+/* Kill when needed, and always wait: no zombie is left. */
+static void end_process(struct probe *p)
+{
+    if (p->pid > 0)
         kill(p->pid, SIGKILL);
-        while (waitpid(p->pid, &status, 0) < 0 && errno == EINTR)
-            continue;
-        p->pid = 0;
-    }
-    return status;
+    wait_for_end(p);
 }
 
 static void probe_free(struct probe *p)
@@ -99,6 +113,8 @@ static void probe_free(struct probe *p)
     ev_io_stop(p->loop, &p->writing);
     ev_io_stop(p->loop, &p->reading);
     ev_timer_stop(p->loop, &p->timeout);
+    if (ev_is_default_loop(p->loop))
+        ev_child_stop(p->loop, &p->child);
     end_process(p);
     if (p->in >= 0)
         close(p->in);
@@ -132,15 +148,11 @@ static void conclude(struct probe *p)
                                 p->answer.len, JSON_ALLOW_NUL, NULL);
 
     if (!answer) {
-        int status;
-
-        /* It may need a moment to die by itself; its exit says why. */
-        while (waitpid(p->pid, &status, 0) < 0 && errno == EINTR)
-            continue;
-        p->pid = 0;
+        wait_for_end(p); /* it may need a moment; its exit says why */
         err_set(&err, ERR_PERMANENT, "the checking process %s %d",
-                WIFSIGNALED(status) ? "was killed by signal" : "exited with",
-                WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+                WIFSIGNALED(p->status) ? "was killed by signal" : "exited with",
+                WIFSIGNALED(p->status) ? WTERMSIG(p->status)
+                                       : WEXITSTATUS(p->status));
     } else if (!json_is_true(json_object_get(answer, "ok"))) {
         const char *text = json_string_value(json_object_get(answer, "error"));
 
@@ -224,6 +236,18 @@ static void on_failed(struct ev_loop *loop, ev_timer *w, int events)
     finish(p, NULL, &err);
 }
 
+static void watch_process(struct probe *p)
+{
+    ev_io_set(&p->writing, p->in, EV_WRITE);
+    ev_io_set(&p->reading, p->out, EV_READ);
+    ev_io_start(p->loop, &p->writing);
+    ev_io_start(p->loop, &p->reading);
+    if (!ev_is_default_loop(p->loop))
+        return;
+    ev_child_set(&p->child, p->pid, 0);
+    ev_child_start(p->loop, &p->child);
+}
+
 struct probe *probe_start(struct ev_loop *loop, const json_t *request,
                           int64_t timeout_ms, probe_fn *done, void *arg)
 {
@@ -239,16 +263,14 @@ struct probe *probe_start(struct ev_loop *loop, const json_t *request,
     p->len = strlen(p->request);
     ev_init(&p->writing, on_writable);
     ev_init(&p->reading, on_readable);
+    ev_init(&p->child, on_child);
+    p->writing.data = p->reading.data = p->timeout.data = p->child.data = p;
     if (!spawn(p, &err)) {
         ev_timer_init(&p->timeout, on_failed, 0, 0);
     } else {
-        ev_io_set(&p->writing, p->in, EV_WRITE);
-        ev_io_set(&p->reading, p->out, EV_READ);
-        ev_io_start(loop, &p->writing);
-        ev_io_start(loop, &p->reading);
         ev_timer_init(&p->timeout, on_timeout, (double)timeout_ms / 1e3, 0);
+        watch_process(p);
     }
-    p->writing.data = p->reading.data = p->timeout.data = p;
     ev_timer_start(loop, &p->timeout);
     return p;
 }

@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 from datetime import datetime
+from pathlib import Path
 
 from scenes import (assert_once_and_in_order, count, make_rng, make_seen, recorder, sized,
                     wait_count)
@@ -171,6 +172,29 @@ def test_handlers_go_on_while_their_folder_cannot_be_read(database, make_host):
     away.rename(host.handlers)
     host.handler("recorder", recorder(version="2"))
     wait_at_work(host, database, "2")
+
+
+def probe_pids(host):
+    found = []
+    for task in Path(f"/proc/{host.process.pid}/task").glob("*/children"):
+        for pid in task.read_text().split():
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"probe" in argv:
+                found.append(int(pid))
+    return found
+
+
+def test_the_signal_that_ended_a_check_is_named(database, make_host):
+    host = make_host(settings=on_outbox(database, workers={"count": 1, "soft_limit": "120s"}),
+                     handlers={"recorder": recorder(version="1")}).start()
+    host.handler("crasher", "while true do end")
+    pid = host.wait(lambda: probe_pids(host), 10, "the check")[0]
+    host.process.send_signal(signal.SIGSTOP)  # so that it sees the end and its signal at once
+    os.kill(pid, signal.SIGSEGV)
+    host.wait(lambda: ") Z " in Path(f"/proc/{pid}/stat").read_text(), 10, "it ends")
+    host.process.send_signal(signal.SIGCONT)
+    host.wait(lambda: host.log_lines("handler refused"), 10, "refused")
+    assert "was killed by signal 11" in host.log_lines("handler refused")[0]["err"]
 
 
 # Busy until its limit, in every worker at once, as long as nobody ends it.
