@@ -260,13 +260,20 @@ static bool check_set(const struct host *h, const struct flag_set *set,
            can_take_effect(h, set, err);
 }
 
+/* What is set before the table is there would be forgotten once it is. */
+static bool can_store(const struct host *h, struct err *err)
+{
+    return h->flag_store || !h->db ||
+           err_set(err, ERR_RETRIABLE, "the database has no tables yet");
+}
+
 void switches_set(struct host *h, const struct flag_set *set,
                   switch_done_fn *done, void *arg)
 {
     struct err err;
     bool is_on = true;
 
-    if (!check_set(h, set, &err)) {
+    if (!can_store(h, &err) || !check_set(h, set, &err)) {
         done(arg, &err);
         return;
     }
@@ -293,6 +300,12 @@ void switches_set(struct host *h, const struct flag_set *set,
 void switches_unset(struct host *h, const char *name, switch_done_fn *done,
                     void *arg)
 {
+    struct err err;
+
+    if (!can_store(h, &err)) {
+        done(arg, &err);
+        return;
+    }
     if (h->flag_store) {
         flag_store_unset(h->flag_store, name, done, arg);
         return;

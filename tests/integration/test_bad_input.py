@@ -108,6 +108,10 @@ def test_a_missing_table_is_said_and_waited_for(postgres, make_host):
                      handlers={"one": recorder('"T"')})
     host.spawn()
     host.wait(lambda: host.log_lines("waiting for tables: run moontide migrate up"), 20, "the advice")
+    # A flag would live until the tables are there and be forgotten then.
+    for method, body in (("PUT", {"state": "off"}), ("DELETE", None)):
+        reply = host.ask("/v1/flags/DOMAIN_EVENTS_ENABLED", method, body)
+        assert reply.status == 503, reply.body
     host.cli("migrate", "up", "-c", str(host.conf))
     host.wait(lambda: host.log_lines("started"), 20, "started by itself")
     assert host.stop() == 0
