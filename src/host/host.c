@@ -413,11 +413,14 @@ static bool wait_for_database(struct host *h)
         int64_t now = clock_mono_us();
 
         if (h->db_is_connected) {
-            pg_pool_query(h->db,
-                          "SELECT to_regclass('event_handler_positions')", 0,
-                          NULL, on_tables, &w);
+            struct pg_request *asked = pg_pool_query(
+                h->db, "SELECT to_regclass('event_handler_positions')", 0, NULL,
+                on_tables, &w);
+
             while (!w.is_done && !is_stopped(h))
                 ev_run(h->loop, EVRUN_ONCE);
+            if (!w.is_done)
+                pg_request_forget(asked); /* `w` goes */
             h->db_is_migrated = w.is_there;
             if (w.is_there)
                 break;
@@ -535,16 +538,12 @@ static bool start(struct host *h, struct err *err)
     return true;
 }
 
+/* The events go back to the sources first. What producer and pool still owe an
+ * answer to gets it while it is there: requests of the API, calls of workers. */
 static void tear_down(struct host *h)
 {
-    struct intake *intake = h->intake;
-
-    api_free(h->api);
-    supervisor_free(h->supervisor);
-    catalogue_free(h->catalogue);
-    h->intake = NULL; /* the pipeline may still say that all is quiet */
     pipeline_free(h->pipeline);
-    intake_free(intake); /* the sources have all their events back */
+    intake_free(h->intake);
     flag_store_free(h->flag_store);
     delivery_store_free(h->deliveries);
     if (h->positions)
@@ -552,9 +551,12 @@ static void tear_down(struct host *h)
     if (h->deadletters)
         h->deadletters->ops->free(h->deadletters);
     kafka_producer_free(h->producer, PRODUCER_END_MS);
+    pg_pool_free(h->db);
+    api_free(h->api);
+    supervisor_free(h->supervisor);
+    catalogue_free(h->catalogue);
     kafka_embedded_free(h->embedded);
     free(h->kafka);
-    pg_pool_free(h->db);
     flags_fini(&h->flags);
     collect_end(h);
     metrics_free(h->metrics);

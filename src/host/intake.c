@@ -121,8 +121,7 @@ static void on_closing(void *ctx, struct partition *p, bool lost)
 void intake_quiet(struct host *h, struct partition *p)
 {
     p->is_quiet = true;
-    if (h->intake)
-        h->intake->has_quiet = true;
+    h->intake->has_quiet = true;
 }
 
 void intake_fenced(struct host *h, struct partition *p)

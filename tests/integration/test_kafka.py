@@ -304,3 +304,19 @@ return { subscribes = { "*" }, start = "earliest", timeout = "10m",
     told = host.wait(all_told, 30, "the lag of all partitions")
     assert sorted(told.values()) == sorted(ends.values())
     host.stop()
+
+
+def test_a_second_signal_ends_a_host_at_once_with_records_in_hand(database, topics, make_host):
+    """Exit code 1 says that it did not drain; a crash would say something else."""
+    topic = topics.create("busy", 3)
+    endless = """return { subscribes = { "*" }, start = "earliest",
+                          handle = function() while true do end end }"""
+    host = make_host(settings=on_kafka(topics, topic, database={"url": database.url},
+                                       workers={"count": 1, "soft_limit": "120s"}),
+                     handlers={"endless": endless}).start()
+    topics.produce(topic, [(str(n % 7), envelope(n), None) for n in range(50)])
+    host.wait(lambda: host.metric("moontide_window_events", source="kafka") == 50, 30, "taken")
+    host.process.send_signal(signal.SIGTERM)
+    host.wait(lambda: host.log_lines("draining"), 10, "draining")
+    host.process.send_signal(signal.SIGTERM)
+    assert host.process.wait(20) == 1, host.log_text()

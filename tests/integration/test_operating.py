@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import threading
 from datetime import datetime
 from pathlib import Path
 
@@ -448,6 +449,44 @@ def test_sighup_reads_the_configuration_again(database, make_host):
     host.write_conf()
     host.process.send_signal(signal.SIGHUP)
     wait_count(host, database, 1)
+
+
+def test_a_second_signal_ends_a_host_at_once_whatever_runs(database, make_host):
+    """Exit code 1 says that it did not drain; a crash would say something else."""
+    once = 'return { subscribes = { "T" }, start = "earliest", retry = { max_attempts = 1 }, %s }'
+    host = make_host(settings=on_outbox(database, workers={"count": 1, "soft_limit": "120s"}),
+                     handlers={"one": once % 'handle = function() error("no") end'}).start()
+    database.publish("T", "A", KEY, {"n": 1})
+    wait_count(host, database, 1, "event_dead_letters")
+    before = host.ask("/v1/handlers/one").json()["version"]
+    host.handler("one", once % "handle = function() while true do end end")
+    host.wait(lambda: host.ask("/v1/handlers/one").json()["version"] != before, 10, "a new version")
+    host.cli("dead-letters", "redrive", "--all", "--url", host.url)
+    host.wait(lambda: host.metric("moontide_inflight", handler="one") == 1, 10, "it runs again")
+    host.process.send_signal(signal.SIGTERM)
+    host.wait(lambda: host.log_lines("draining"), 10, "draining")
+    host.process.send_signal(signal.SIGTERM)
+    assert host.process.wait(20) == 1, host.log_text()
+
+
+def test_a_second_signal_ends_a_host_at_once_whatever_is_asked(database, make_host):
+    host = make_host(settings=on_outbox(database), handlers={"one": recorder()}).start()
+    locking = database.connect()
+    with locking.cursor() as cursor:
+        cursor.execute("lock table event_dead_letters, event_flags")
+    asking = [threading.Thread(target=host.ask, args=asked, daemon=True) for asked in (
+        ("/v1/dead-letters",), ("/v1/dead-letters/1",),
+        ("/v1/flags/handler:one", "PUT", {"state": "off"}))]
+    for thread in asking:
+        thread.start()
+    host.wait(lambda: database.value("select count(*) from pg_stat_activity where datname = "
+                                     "current_database() and wait_event_type = 'Lock'") >= 3,
+              20, "all wait")
+    host.process.send_signal(signal.SIGTERM)
+    host.wait(lambda: host.log_lines("draining"), 10, "draining")
+    host.process.send_signal(signal.SIGTERM)
+    assert host.process.wait(20) == 1, host.log_text()
+    locking.close()
 
 
 def test_a_reload_with_a_bad_flag_changes_no_flag(database, make_host):
