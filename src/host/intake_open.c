@@ -27,6 +27,26 @@ static void taking_free(struct taking *t)
     free(t);
 }
 
+static void take(struct intake *in, struct partition *p,
+                 struct handler *const *handlers, size_t n);
+
+/* Those that came while the others' positions were taken: what these are says
+ * where "now" is. */
+static bool take_late_ones(struct intake *in, struct partition *p)
+{
+    struct handler *const *handlers;
+    size_t n = pipeline_handlers(p->pipeline, &handlers), n_late = 0;
+    struct handler **late = xcalloc(n, sizeof(*late));
+
+    for (size_t i = 1; i < n; i++)
+        if (handlers[i]->spec && !p->cursors[i].is_open)
+            late[n_late++] = handlers[i];
+    if (n_late > 0)
+        take(in, p, late, n_late);
+    free(late);
+    return n_late > 0;
+}
+
 void intake_start_if_ready(struct intake *in, struct partition *p)
 {
     if (p->is_closing) {
@@ -34,6 +54,8 @@ void intake_start_if_ready(struct intake *in, struct partition *p)
         return;
     }
     if (p->state != PARTITION_OPENING || p->busy > 0)
+        return;
+    if (p->ops->kind != SOURCE_REDRIVE && take_late_ones(in, p))
         return;
     log_info("partition opened", "source=%s partition=%s",
              source_kind_name(p->ops->kind), p->name);
@@ -135,8 +157,8 @@ static void choose_start(struct taking *t, struct handler *h,
 static void open_cursors(struct taking *t, struct position_found *found)
 {
     struct partition *p = t->p;
-    bool any = false, behind = false;
-    int64_t furthest = POSITION_EARLIEST;
+    int64_t furthest = pipeline_front(p); /* of who is open already */
+    bool any = furthest != POSITION_EARLIEST, behind = false;
 
     for (size_t i = 0; i < t->n; i++) {
         found[i].at.next = unstored(found[i].at.next);
@@ -242,7 +264,7 @@ void intake_handler_added(struct intake *in, struct handler *h)
             continue;
         if (p->ops->kind == SOURCE_REDRIVE)
             open_redrive(p, h);
-        else
-            take(in, p, &h, 1);
+        else if (p->state != PARTITION_OPENING || p->busy == 0)
+            take(in, p, &h, 1); /* else before it starts */
     }
 }

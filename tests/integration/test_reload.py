@@ -258,6 +258,31 @@ def test_a_spare_worker_that_cannot_load_is_started_later_and_later(database, ma
     assert (ended - began).total_seconds() > 0.5  # 50 + 100 + 200 + 400 ms
 
 
+def test_now_is_now_for_a_handler_that_comes_while_a_partition_opens(database, make_host):
+    """Interfaces 2: without a position where the source has one it starts where that stands."""
+    make_seen(database)
+    host = make_host(settings=on_outbox(database), handlers={"old": recorder()}).start()
+    for n in range(20):
+        database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": n})
+    wait_count(host, database, 20)
+    assert host.stop() == 0
+    locking = database.connect()
+    with locking.cursor() as cursor:
+        cursor.execute("lock table event_handler_positions")
+    host.spawn()
+    host.wait(lambda: host.log_lines("outbox opened"), 20, "the partition opens")
+    host.handler("fresh", recorder().replace('start = "earliest"', 'start = "now"'))
+    host.wait(lambda: [line for line in host.log_lines("handler loaded")
+                       if line["handler"] == "fresh"], 20, "loaded")
+    locking.rollback()
+    locking.close()
+    host.wait(lambda: host.log_lines("partition opened") and
+              count(database, "event_handler_positions", "handler_name = 'fresh'"), 20, "it is open")
+    database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": 100})
+    wait_count(host, database, 1, where="handler = 'fresh' and n = 100")
+    assert count(database, where="handler = 'fresh'") == 1
+
+
 def test_new_removed_and_returning_files_are_noticed(database, make_host):
     """Design 8: new and removed files; a removed handler keeps its position."""
     make_seen(database)
