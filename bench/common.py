@@ -58,9 +58,14 @@ def children(pid):
 
 def tree_cpu_us(pid):
     """The same with its children, those that have gone, too."""
+    total = 0
+    for child in children(pid):
+        try:
+            total += cpu_us(child)
+        except FileNotFoundError:
+            pass  # it goes right now: its parent will have counted it
     fields = stat_of(pid)
-    gone = (int(fields[13]) + int(fields[14])) * TICK_US
-    return cpu_us(pid) + gone + sum(cpu_us(child) for child in children(pid))
+    return cpu_us(pid) + total + (int(fields[13]) + int(fields[14])) * TICK_US
 
 
 def peak_mib(pid):

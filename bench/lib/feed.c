@@ -194,6 +194,7 @@ void feed_init(struct feed *f, const struct feed_shape *shape, size_t down_size,
 {
     struct pipeline_config config = {.window_events = 10000,
                                      .window_bytes = 2 << 20,
+                                     .event_bytes = 1 << 20,
                                      .n_workers = 1,
                                      .quarantine_us = 1000000};
     static struct sample s;

@@ -1,0 +1,74 @@
+"""An outbox table to its end, against a bare keyset SELECT of the same columns."""
+
+from common import HANDLERS, Bench, Host, run_json, tree_cpu_us
+
+FILL = """
+insert into domain_events (aggregate_id, aggregate_type, event_type, event_version, event_data,
+                           metadata, occurred_at)
+select 'o-' || n %% 100000, 'Order',
+       (array['order.created', 'order.paid', 'order.payment_failed', 'order.shipped'])[1 + n %% 4],
+       1,
+       jsonb_build_object('number', 'R-' || n, 'customer', jsonb_build_object('name', md5(n::text),
+                          'email', md5(n::text) || '@example.com'),
+                          'total', n %% 100000 / 100.0, 'currency', 'USD',
+                          'items', jsonb_build_array(jsonb_build_object('sku', 'A-' || n %% 1000,
+                          'name', md5((n * 7)::text), 'quantity', n %% 9, 'price', n %% 200)),
+                          'note', repeat(md5((n * 3)::text), 5 + n %% 4)),
+       jsonb_build_object('actorId', 'u-' || n %% 997, 'correlationId', 'c-' || n), now()
+from generate_series(%s, %s) n"""
+
+
+def fill(server, events):
+    for start in range(1, events + 1, 100_000):
+        server.query(FILL, (start, min(events, start + 99_999)), database="bench")
+    server.query("vacuum analyze domain_events", database="bench")
+
+
+def wal(server):
+    return int(server.query("select pg_current_wal_lsn() - '0/0'::pg_lsn")[0][0])
+
+
+def main():
+    with Bench("outbox", __doc__) as bench:
+        events = bench.count(1_000_000)
+        server = bench.postgres(shared_buffers="2GB", max_wal_size="8GB", autovacuum="off")
+        server.query("create database bench")
+        url = server.url("bench")
+        Host(bench.folder / "setup", {}, database=url).cli("migrate", "up", "--ids", "text")
+        fill(server, events)
+
+        def ours(i):
+            host = Host(bench.folder / f"host{i}", {f"three{i}": HANDLERS["three"]}, database=url)
+            before, log = tree_cpu_us(server.process.pid), wal(server)
+            host.start()
+            try:
+                result = host.drain_all(f"three{i}", events)
+            finally:
+                host.end(timeout=40)
+            result["wal_bytes"] = (wal(server) - log) / events
+            result["db_us"] = (tree_cpu_us(server.process.pid) - before) / events
+            return result
+
+        def limit(_):
+            before = tree_cpu_us(server.process.pid)
+            result = run_json("limit_select", url, events, 2000)
+            result["rate"] = result["events"] / result["seconds"]
+            result["db_us"] = (tree_cpu_us(server.process.pid) - before) / events
+            return result
+
+        pairs = bench.pairs(ours, limit)
+        mine, bare = [p[0] for p in pairs], [p[1] for p in pairs]
+        bench.raw["pairs"] = pairs
+        bench.row("rate / bare SELECT's", [a["rate"] / b["rate"] for a, b in pairs], "ratio",
+                  "≥ 0.85")
+        bench.row("  moontide", [r["rate"] for r in mine], "events/s")
+        bench.row("  bare SELECT", [r["rate"] for r in bare], "events/s")
+        bench.row("database's CPU / bare SELECT's", [a["db_us"] / b["db_us"] for a, b in pairs],
+                  "ratio", "≤ 1.15")
+        bench.row("  CPU, host and worker", [r["cpu_us"] for r in mine], "µs/event")
+        bench.row("  CPU, database", [r["db_us"] for r in mine], "µs/event")
+        bench.row("  WAL", [r["wal_bytes"] for r in mine], "bytes/event", "0 for reading")
+        bench.row("  peak memory, host", [r["host_mib"] for r in mine], "MiB")
+
+
+main()
