@@ -22,6 +22,11 @@ enum activity {
     NAMING, /* who holds the gap */
 };
 
+struct outbox_seen {
+    int64_t seq;
+    enum outbox_row kind;
+};
+
 struct outbox_source {
     struct ev_loop *loop;
     struct source_sink sink;
@@ -47,6 +52,8 @@ struct outbox_source {
     unsigned serial; /* of the start; answers to an older one are dropped */
     unsigned read_serial;
     bool asked_gaps;
+    struct outbox_seen *seen; /* the rows of the last read, from 1 */
+    int seen_cap;
     char *snapshot; /* of the last read */
     bool is_caught_up;
     int64_t sequence; /* its value when last asked */
@@ -72,6 +79,9 @@ void outbox_step_after(struct outbox_source *s, double seconds);
 void outbox_on_failure(struct outbox_source *s, const char *doing,
                        const struct err *err);
 void outbox_set_trouble(struct outbox_source *s, const char *text);
+/* The next read at once, when there is nothing else to ask and room for more
+ * than the `pending` rows that are not offered yet. */
+void outbox_read_ahead(struct outbox_source *s, size_t pending);
 /* The first check went well: the partition opens. */
 void outbox_open(struct outbox_source *s);
 

@@ -85,18 +85,17 @@ static struct event *event_of(struct outbox_source *s,
     return event;
 }
 
-static void take_row(struct outbox_source *s, const struct pg_result *res,
-                     int row)
+static void offer_row(struct outbox_source *s, const struct pg_result *res,
+                      int row)
 {
-    int64_t seq = strtoll(pg_result_value(res, row, COLUMN_SEQ), NULL, 10);
-    enum outbox_row kind = outbox_cursor_row(&s->cursor, seq);
+    const struct outbox_seen *seen = &s->seen[row];
     struct event *event;
 
-    if (kind == OUTBOX_SEEN)
+    if (seen->kind == OUTBOX_SEEN)
         return;
     event = event_of(s, res, row);
-    event->place = seq;
-    event->is_late = kind == OUTBOX_LATE;
+    event->place = seen->seq;
+    event->is_late = seen->kind == OUTBOX_LATE;
     s->sink.offer(s->sink.ctx, event);
 }
 
@@ -108,17 +107,31 @@ static void set_anchor(struct outbox_source *s, const struct pg_result *res,
     s->anchor_id = xstrdup(pg_result_value(res, row, COLUMN_ID));
 }
 
-/* Row 0 is the snapshot. */
-static void take_rows(struct outbox_source *s, const struct pg_result *res)
+static void look_at_rows(struct outbox_source *s, const struct pg_result *res,
+                         int rows)
 {
-    int rows = pg_result_nrows(res) - 1;
+    if (rows >= s->seen_cap) {
+        s->seen_cap = rows + 1;
+        s->seen = xrealloc(s->seen, (size_t)s->seen_cap * sizeof(*s->seen));
+    }
+    for (int row = 1; row <= rows; row++) {
+        int64_t seq = strtoll(pg_result_value(res, row, COLUMN_SEQ), NULL, 10);
+
+        s->seen[row] =
+            (struct outbox_seen){seq, outbox_cursor_row(&s->cursor, seq)};
+    }
+}
+
+/* Where the reading stands after these rows. Row 0 is the snapshot. */
+static void note_rows(struct outbox_source *s, const struct pg_result *res,
+                      int rows)
+{
     const char *snapshot = pg_result_value(res, 0, COLUMN_ID);
     bool is_new = !s->snapshot || strcmp(s->snapshot, snapshot) != 0;
     bool is_whole;
 
     outbox_cursor_begin(&s->cursor);
-    for (int row = 1; row <= rows; row++)
-        take_row(s, res, row);
+    look_at_rows(s, res, rows);
     is_whole = rows < s->limit || s->cursor.last > s->cursor.last_before;
     outbox_cursor_end(&s->cursor, strtoull(snapshot, NULL, 10),
                       s->asked_gaps && is_new && is_whole);
@@ -129,11 +142,18 @@ static void take_rows(struct outbox_source *s, const struct pg_result *res)
     if (rows > 0 && s->cursor.last > s->cursor.last_before)
         set_anchor(s, res, rows);
     outbox_note_gap_age(s);
-    if (s->p->next < s->cursor.last + 1)
-        s->sink.advance(s->sink.ctx, s->p, s->cursor.last + 1);
     s->delay = rows > 0 ? SOON : s->delay * 2;
     if (s->delay > s->interval)
         s->delay = s->interval;
+}
+
+static void offer_rows(struct outbox_source *s, const struct pg_result *res,
+                       int rows, int64_t next)
+{
+    for (int row = 1; row <= rows; row++)
+        offer_row(s, res, row);
+    if (s->p->next < next)
+        s->sink.advance(s->sink.ctx, s->p, next);
 }
 
 static double pause_of(const struct outbox_source *s)
@@ -145,19 +165,29 @@ static double pause_of(const struct outbox_source *s)
     return s->delay;
 }
 
+/* The server reads the next rows while these go on their way. */
 static void on_rows(void *arg, const struct pg_result *res,
                     const struct err *err)
 {
     struct outbox_source *s = arg;
+    int rows = res ? pg_result_nrows(res) - 1 : 0;
+    int64_t next;
 
     if (err) {
         outbox_on_failure(s, "read", err);
         outbox_step_after(s, SOON);
         return;
     }
-    if (s->read_serial == s->serial && s->p && !s->stopping.is_asked)
-        take_rows(s, res);
-    outbox_step_after(s, pause_of(s));
+    s->activity = IDLE;
+    if (s->read_serial == s->serial && s->p && !s->stopping.is_asked) {
+        note_rows(s, res, rows);
+        next = s->cursor.last + 1;
+        if (!s->is_caught_up)
+            outbox_read_ahead(s, (size_t)rows);
+        offer_rows(s, res, rows, next);
+    }
+    if (s->activity == IDLE)
+        outbox_step_after(s, pause_of(s));
 }
 
 static void array_text(const struct ranges *r, bool lasts, struct buf *out)

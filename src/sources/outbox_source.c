@@ -112,24 +112,47 @@ static bool wants_check(const struct outbox_source *s, int64_t now)
     return now - s->checked_us > every;
 }
 
-/* How many rows the next read may bring. */
-static bool has_room(struct outbox_source *s)
+/* How many rows the next read may bring, beside `pending` ones. */
+static bool has_room(struct outbox_source *s, size_t pending)
 {
     size_t room = s->sink.room(s->sink.ctx);
 
     if (room > 0 && room < ROOM_LEAST)
         room = ROOM_LEAST; /* a read costs the same for a few rows */
     s->is_starved = room == 0;
+    if (room < pending + ROOM_LEAST)
+        return false;
+    room -= pending;
     s->limit = room < (size_t)s->batch ? (int)room : s->batch;
-    return room > 0;
+    return true;
 }
 
 static void read_what_fits(struct outbox_source *s)
 {
-    if (has_room(s))
+    if (has_room(s, 0))
         outbox_read(s);
     else
         step_in(s, 0.2); /* or when wake() says so */
+}
+
+static bool may_read(const struct outbox_source *s)
+{
+    return s->is_checked && s->has_started && !s->is_paused;
+}
+
+static bool wants_fence(const struct outbox_source *s, int64_t now)
+{
+    return outbox_cursor_wants_fence(&s->cursor) &&
+           now - s->fenced_us > FENCE_US;
+}
+
+void outbox_read_ahead(struct outbox_source *s, size_t pending)
+{
+    int64_t now = clock_mono_us();
+
+    if (may_read(s) && !wants_check(s, now) && !wants_fence(s, now) &&
+        !outbox_wants_holder(s, now) && has_room(s, pending))
+        outbox_read(s);
 }
 
 static void step(struct outbox_source *s)
@@ -138,20 +161,18 @@ static void step(struct outbox_source *s)
 
     if (s->activity != IDLE || s->stopping.is_asked || s->is_back_in_time)
         return;
-    if (wants_check(s, now)) {
+    if (wants_check(s, now))
         outbox_check_table(s);
-    } else if (s->is_checked && s->wants_latest) {
+    else if (s->is_checked && s->wants_latest)
         ask_latest(s);
-    } else if (!s->is_checked || !s->has_started || s->is_paused) {
+    else if (!may_read(s))
         step_in(s, 0.2);
-    } else if (outbox_cursor_wants_fence(&s->cursor) &&
-               now - s->fenced_us > FENCE_US) {
+    else if (wants_fence(s, now))
         outbox_draw_fence(s);
-    } else if (outbox_wants_holder(s, now)) {
+    else if (outbox_wants_holder(s, now))
         outbox_ask_holder(s, now);
-    } else {
+    else
         read_what_fits(s);
-    }
 }
 
 /* --- the seam --------------------------------------------------------------------- */
@@ -341,6 +362,7 @@ void outbox_source_free(struct outbox_source *s)
     outbox_sql_fini(&s->sql);
     json_decref(s->holder);
     free(s->snapshot);
+    free(s->seen);
     free(s->anchor_id);
     free(s->system);
     free(s->timeline);

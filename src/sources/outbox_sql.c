@@ -85,14 +85,19 @@ const char outbox_holder_sql[] =
     "  'prepared', owner, '', database, age(transaction)"
     "  FROM pg_prepared_xacts) t ORDER BY xid_age DESC LIMIT 1";
 
+/* The first row is the statement's snapshot. Its number is the smallest there
+ * is, so that PostgreSQL merges it with the rows and sorts nothing. */
+#define SNAPSHOT_ROW                                                    \
+    "SELECT '-9223372036854775808'::bigint AS seq,"                     \
+    " pg_current_snapshot()::text, NULL, NULL, NULL, NULL, NULL, NULL," \
+    " NULL, NULL UNION ALL "
+
 static char *read_sql(const char *table, const char *columns)
 {
-    return xasprintf(
-        "SELECT NULL::bigint AS seq, pg_current_snapshot()::text, NULL, NULL,"
-        " NULL, NULL, NULL, NULL, NULL, NULL"
-        " UNION ALL (SELECT seq, %s FROM %s WHERE seq > $1::bigint"
-        " ORDER BY seq LIMIT $2::int) ORDER BY seq NULLS FIRST",
-        columns, table);
+    return xasprintf(SNAPSHOT_ROW
+                     "(SELECT seq, %s FROM %s WHERE seq > $1::bigint"
+                     " ORDER BY seq LIMIT $2::int) ORDER BY seq",
+                     columns, table);
 }
 
 /* The limit holds for gaps and news together, lowest numbers first: news may
@@ -101,9 +106,8 @@ static char *read_sql(const char *table, const char *columns)
 static char *read_gaps_sql(const char *table, const char *columns)
 {
     return xasprintf(
-        "SELECT NULL::bigint AS seq, pg_current_snapshot()::text, NULL, NULL,"
-        " NULL, NULL, NULL, NULL, NULL, NULL"
-        " UNION ALL (SELECT * FROM ("
+        SNAPSHOT_ROW
+        "(SELECT * FROM ("
         "(SELECT r.* FROM unnest($3::bigint[], $4::bigint[]) g(a, b)"
         " CROSS JOIN LATERAL (SELECT seq, %s FROM %s"
         " WHERE seq BETWEEN g.a AND g.b AND seq <@ $5::int8multirange) r"
@@ -111,7 +115,7 @@ static char *read_gaps_sql(const char *table, const char *columns)
         " LIMIT $2::int)"
         " UNION ALL (SELECT seq, %s FROM %s WHERE seq > $1::bigint"
         " ORDER BY seq LIMIT $2::int)) u ORDER BY seq LIMIT $2::int)"
-        " ORDER BY seq NULLS FIRST",
+        " ORDER BY seq",
         columns, table, columns, table);
 }
 
