@@ -221,8 +221,8 @@ static void on_found(void *arg, const int64_t *offsets, size_t n)
     struct kafka_source *s = arg;
     size_t at = 0;
 
-    if (s->is_leaving)
-        return;
+    if (s->is_leaving || s->stopping.is_asked)
+        return; /* the partitions are given back, or will be */
     for (size_t i = 0; i < s->n && at < n; i++) {
         struct place *place = s->places[i];
 

@@ -489,9 +489,39 @@ static void what_is_assigned_after_the_stop_is_not_opened(void **state)
     f->source = NULL;
 }
 
+/* It was told of its partitions and never said where to start. */
+static void what_is_not_started_can_be_closed(void **state)
+{
+    struct fixture *f = *state;
+
+    open_source(f);
+    close_source(f);
+    assert_int_equal(f->closed, PARTITIONS);
+}
+
+/* The answer to where a partition begins comes after all were given back. */
+static void what_is_still_asked_at_the_stop_starts_nothing(void **state)
+{
+    struct fixture *f = *state;
+
+    produce(f, 0, 10, "{}");
+    open_source(f);
+    start_all(f);
+    for (int i = 0; i < PARTITIONS; i++)
+        f->parts[i]->next = -1; /* nothing was read: nothing to commit */
+    kafka_source_stop(f->source, on_stopped, f);
+    assert_true(f->stopped);
+    AWAIT(f, kafka_source_connected(f->source)); /* said a second later */
+    assert_int_equal(f->offered, 0);
+    kafka_source_free(f->source);
+    f->source = NULL;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        CASE(what_is_not_started_can_be_closed),
+        CASE(what_is_still_asked_at_the_stop_starts_nothing),
         CASE(records_come_in_order_and_all),
         CASE(what_waits_is_moved_out_of_the_fetch_buffer),
         CASE(the_latest_skips_what_was_there),
