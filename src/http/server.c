@@ -240,15 +240,25 @@ static unsigned rights_of(const struct http_request *req)
 }
 
 /* A name that resolves to us is not enough on loopback: a web page in the
- * operator's browser could point its own name here (DNS rebinding). */
+ * operator's browser could point its own name here (DNS rebinding), and a name
+ * may begin like an address of ours. */
 static bool host_is_ours(const struct http_request *req)
 {
     const char *host = http_header(req, "Host");
+    struct in_addr v4;
+    char name[16]; /* nothing of ours is longer */
+    size_t len;
 
     if (!req->server->is_loopback || !host)
         return true;
-    return strncasecmp(host, "localhost", 9) == 0 ||
-           strncmp(host, "127.", 4) == 0 || strncmp(host, "[::1]", 5) == 0;
+    len = *host == '[' ? strcspn(host, "]") + 1 : strcspn(host, ":");
+    if (len > strlen(host) || len >= sizeof(name) ||
+        (host[len] != '\0' && host[len] != ':'))
+        return false;
+    snprintf(name, sizeof(name), "%.*s", (int)len, host);
+    return strcasecmp(name, "localhost") == 0 || strcmp(name, "[::1]") == 0 ||
+           (inet_pton(AF_INET, name, &v4) == 1 &&
+            ntohl(v4.s_addr) >> 24 == 127);
 }
 
 static bool comes_from_elsewhere(const struct http_request *req,

@@ -1,5 +1,8 @@
 """Whatever comes in: a clear message, nothing lost, the host goes on."""
 
+import urllib.error
+import urllib.request
+
 import pytest
 from harness import envelope
 from scenes import (QUICK_GROUP, count, ends_and_lag_are_reached, make_seen, recorder, wait_count)
@@ -194,6 +197,37 @@ def test_an_unknown_setting_on_the_command_line_names_the_nearest(make_host):
     done = host.cli("check", "-c", str(host.conf), env={"MOONTIDE_KAFKA_BROKRS": "x"}, check=False)
     assert done.returncode == 4 and "kafka.brokers" in done.stderr.lower(), done.stderr
     assert host.cli("check", "-c", str(host.conf)).returncode == 0
+
+
+def test_an_unknown_option_is_not_passed_over(make_host):
+    """Interfaces 1: exit 2 is usage; a misspelt --dry-run does nothing."""
+    host = make_host()
+    for words in (("dead-letters", "redrive", "--all", "--dryrun"),
+                  ("flags", "set", "handler:x", "off", "--forever"),
+                  ("migrate", "uninstall", "-y")):
+        done = host.cli(*words, "--url", "http://127.0.0.1:1", check=False)
+        assert done.returncode == 2, f"{words}: {done.stdout}{done.stderr}"
+        assert f'"{words[-1]}"' in done.stderr, done.stderr
+
+
+def asked_as(host, name):
+    """The status of GET /v1/status for who calls the host by that name."""
+    request = urllib.request.Request(f"{host.url}/v1/status", headers={"Host": name})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            return reply.status
+    except urllib.error.HTTPError as refused:
+        return refused.code
+
+
+def test_only_names_of_loopback_are_answered_there(make_host):
+    """Reliability 4: a Host allow-list against DNS rebinding."""
+    host = make_host(settings={"kafka": {"brokers": "embedded", "topics": ["t"]}}).start()
+    for name in ("localhost", "LOCALHOST:7600", "127.0.0.1", "127.9.8.7:80", "[::1]", "[::1]:7600"):
+        assert asked_as(host, name) == 200, name
+    for name in ("evil.example", "localhost.evil.example", "localhostevil:7600", "127.evil.example",
+                 "127.0.0.1.evil.example:7600", "[::1].evil.example", "[::1", "10.0.0.1"):
+        assert asked_as(host, name) == 403, name
 
 
 HANDLERS = {
