@@ -35,7 +35,11 @@ static const struct command commands[] = {
 
 #define N_COMMANDS (sizeof(commands) / sizeof(*commands))
 
-/* Options with a value; all others are flags. */
+static const char *const flags[] = {
+    "--json", "--help-settings", "--markdown", "--all", "--dry-run", "--yes",
+};
+
+/* Options with a value. */
 static const char *const valued[] = {
     "-c",         "--config",      "--url",
     "--token",    "--set",         "--handler",
@@ -49,12 +53,19 @@ static const char *const valued[] = {
     "--last",
 };
 
-static bool takes_value(const char *option)
+#define COUNT(list) (sizeof(list) / sizeof(*(list)))
+
+static bool is_in(const char *const *list, size_t n, const char *option)
 {
-    for (size_t i = 0; i < sizeof(valued) / sizeof(*valued); i++)
-        if (strcmp(valued[i], option) == 0)
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(list[i], option) == 0)
             return true;
     return false;
+}
+
+static bool takes_value(const char *option)
+{
+    return is_in(valued, COUNT(valued), option);
 }
 
 const char *cli_option(const struct cli *c, const char *name)
@@ -111,8 +122,11 @@ static bool parse(struct cli *c, int argc, char **argv)
             if (!takes_value(name))
                 return false;
             keep_option(c, name, eq + 1);
-        } else if (strcmp(arg, "--json") == 0) {
-            c->json = true;
+        } else if (is_in(flags, COUNT(flags), arg)) {
+            c->json |= strcmp(arg, "--json") == 0;
+        } else { /* a --dryrun that nobody knows must not run for real */
+            fprintf(stderr, "moontide: no option is called \"%s\"\n", arg);
+            return false;
         }
     }
     return true;
