@@ -9,6 +9,7 @@
 #include "host/probe.h"
 #include "kafka/settings.h"
 #include "pg/migrate.h"
+#include "pg/pg.h"
 
 #include <dirent.h>
 #include <stdio.h>
@@ -139,6 +140,8 @@ static bool check_sources(const struct settings *s, struct err *err)
         return err_set(err, ERR_PERMANENT,
                        "nothing to read: give database.url (DATABASE_URL) or "
                        "kafka.brokers (KAFKA_BROKERS)");
+    if (*s->database_url && !pg_url_check(s->database_url, err))
+        return false;
     if (*s->kafka_brokers && strcmp(s->kafka_brokers, "embedded") != 0)
         return kafka_settings_check(&kafka, err);
     return true;

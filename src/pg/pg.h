@@ -80,6 +80,10 @@ struct pg_pool_options {
     void *arg;
 };
 
+/* Is that a url, as far as can be told without connecting? The error never
+ * quotes it, as libpq's own do: what was misread may be the password. */
+bool pg_url_check(const char *url, struct err *err) MUST_CHECK;
+
 /* Start connecting. The options are copied. NULL when the url makes no sense. */
 struct pg_pool *pg_pool_new(struct ev_loop *loop,
                             const struct pg_pool_options *opts,

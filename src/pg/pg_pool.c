@@ -416,17 +416,10 @@ static void copy_options(struct pg_pool *pool, const struct pg_pool_options *o)
 struct pg_pool *pg_pool_new(struct ev_loop *loop,
                             const struct pg_pool_options *opts, struct err *err)
 {
-    char *why = NULL;
-    PQconninfoOption *parsed = PQconninfoParse(opts->url, &why);
     struct pg_pool *pool;
 
-    if (!parsed) {
-        err_code(err, ERR_PERMANENT, "08001", "database url: %s",
-                 why ? why : "cannot be read");
-        PQfreemem(why);
+    if (!pg_url_check(opts->url, err))
         return NULL;
-    }
-    PQconninfoFree(parsed);
     pool = xcalloc(1, sizeof(*pool));
     pool->loop = loop;
     list_init(&pool->conns);

@@ -49,6 +49,23 @@ static const char *value_in(const PQconninfoOption *opts, const char *name)
     return NULL;
 }
 
+/* A password with / or @ in it is read as a port or a host. */
+bool pg_url_check(const char *url, struct err *err)
+{
+    PQconninfoOption *opts = PQconninfoParse(url, NULL);
+    const char *port = value_in(opts, "port"), *host = value_in(opts, "host");
+    bool ok = opts && (!port || !port[strspn(port, "0123456789,")]) &&
+              (!host || !strchr(host + 1, '@'));
+
+    PQconninfoFree(opts);
+    if (ok)
+        return true;
+    return err_code(err, ERR_PERMANENT, "08001",
+                    "database url: not of the form "
+                    "postgresql://user:password@host:port/name (there, write / "
+                    "as %%2F, @ as %%40, %% as %%25) nor key=value pairs");
+}
+
 /* A connection parameter: from the url, else libpq's defaults, which know the
  * environment. */
 static char *param(const PQconninfoOption *url, const char *name)

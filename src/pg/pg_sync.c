@@ -34,8 +34,11 @@ struct pg_sync *pg_sync_connect(const char *url, struct err *err)
     const char *const keys[] = {"application_name", "connect_timeout",
                                 "client_encoding", "dbname", NULL};
     const char *const values[] = {"moontide", "10", "UTF8", url, NULL};
-    struct pg_sync *db = xcalloc(1, sizeof(*db));
+    struct pg_sync *db;
 
+    if (!pg_url_check(url, err))
+        return NULL;
+    db = xcalloc(1, sizeof(*db));
     db->pq = PQconnectdbParams(keys, values, 1);
     if (PQstatus(db->pq) != CONNECTION_OK) {
         result_error(NULL, db->pq, err);

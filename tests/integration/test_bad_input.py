@@ -152,6 +152,21 @@ def test_a_wrong_password_is_said_and_waited_for(own_postgres, make_host):
     assert host.stop() == 0
 
 
+@pytest.mark.parametrize("url", [
+    "postgress://ann:c4nary@127.0.0.1:1/db",     # for libpq a name without a value
+    "postgresql://ann:c4nary/x@127.0.0.1:1/db",  # a port
+    "postgresql://ann:x@c4nary@127.0.0.1:1/db",  # a host
+    "postgresql://ann:c4nary%x@127.0.0.1:1/db",  # half a character
+])
+def test_a_url_that_is_none_is_refused_without_showing_it(url, make_host):
+    """Reliability 4: no secret in a log or a message."""
+    host = make_host(settings={"database": {"url": url}})
+    for words, code in ((("check",), 4), (("run",), 1), (("migrate", "status"), 1)):
+        done = host.cli(*words, "-c", str(host.conf), check=False)
+        assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}"
+        assert "database url" in done.stderr and "c4nary" not in done.stdout + done.stderr
+
+
 def test_an_unreachable_database_is_said_and_waited_for(make_host):
     """Issue 3, done 9: nothing listens there."""
     host = make_host(settings={"database": {"url": f"postgres://x@127.0.0.1:{free_port()}/x"}},
