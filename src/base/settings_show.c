@@ -28,23 +28,35 @@ static json_t *value_json(const struct settings *s, const struct setting *d,
 
 static bool is_secret_name(const char *name)
 {
-    return strstr(name, "password") || strstr(name, "secret") ||
-           strstr(name, "token") || strstr(name, "url") ||
-           strstr(name, "key") || strstr(name, "sasl.");
+    static const char *const words[] = {"password", "secret", "token",
+                                        "url",      "key",    "sasl."};
+
+    for (size_t i = 0; i < sizeof(words) / sizeof(*words); i++)
+        if (strcasestr(name, words[i]))
+            return true;
+    return false;
 }
 
-/* What a MAP holds is free-form: anything that sounds like a secret is one. */
-static json_t *masked(const json_t *value)
+/* What a MAP holds is free-form: anything that sounds like a secret is one,
+ * with all that is below it. */
+static json_t *masked(const json_t *value, bool is_secret)
 {
-    json_t *copy = json_deep_copy(value), *item;
+    json_t *copy, *item;
     const char *key;
+    size_t i;
 
-    json_object_foreach(copy, key, item) {
-        if (json_is_object(item))
-            json_object_set_new(copy, key, masked(item));
-        else if (is_secret_name(key) && !json_is_array(item))
-            json_object_set_new(copy, key, json_string("***"));
+    if (json_is_object(value)) {
+        copy = json_object();
+        json_object_foreach((json_t *)(uintptr_t)value, key, item)
+            json_object_set_new(copy, key,
+                                masked(item, is_secret || is_secret_name(key)));
+        return copy;
     }
+    if (!json_is_array(value))
+        return is_secret ? json_string("***") : json_deep_copy(value);
+    copy = json_array();
+    json_array_foreach(value, i, item)
+        json_array_append_new(copy, masked(item, is_secret));
     return copy;
 }
 
@@ -57,7 +69,7 @@ json_t *settings_json(const struct settings *s, bool with_secrets)
         json_t *value = value_json(s, d, with_secrets);
 
         if (d->type == MAP && !with_secrets) {
-            json_t *shown = masked(value);
+            json_t *shown = masked(value, false);
 
             json_decref(value);
             value = shown;

@@ -129,7 +129,7 @@ bool setting_refuse(const struct setting *d, const char *text,
                     const char *origin, struct err *err)
 {
     return err_set(err, ERR_PERMANENT, "%s: %s = \"%s\" is not a %s", origin,
-                   d->name, d->type == SECRET ? "***" : text,
+                   d->name, d->type == SECRET || d->type == MAP ? "***" : text,
                    setting_type_name(d->type));
 }
 

@@ -130,13 +130,20 @@ static void secrets_are_not_shown_and_can_come_from_files(void **state)
     assert_int_equal(write(fd, "postgres://me:canary@db/x\n", 26), 26);
     close(fd);
     table = xasprintf("{\"database\":{\"url_file\":\"%s\"},\"rdkafka\":"
-                      "{\"sasl.password\":\"canary\"}}",
+                      "{\"sasl.password\":\"canary\"},\"http\":{\"tokens\":"
+                      "[{\"token\":\"canary\",\"rights\":[\"view\"]}]},"
+                      "\"handlers\":{\"a\":{\"config\":{\"apiKey\":\"canary\","
+                      "\"secrets\":[\"canary\",{\"b\":\"canary\"}]}}}}",
                       path);
     assert_true(apply(s, table, &err));
     assert_string_equal(s->database_url, "postgres://me:canary@db/x");
     json = settings_json(s, false);
     text = json_dumps(json, 0);
     assert_null(strstr(text, "canary"));
+    assert_non_null(strstr(text, "view"));
+    assert_false(
+        settings_apply_text(s, "http.tokens=[{\"token\":\"canary\"", &err));
+    assert_null(strstr(err.msg, "canary"));
     free(text);
     json_decref(json);
     free(table);
@@ -173,6 +180,7 @@ static void durations_and_sizes_have_units(void **state)
     assert_false(duration_parse("3 weeks", &n));
     assert_false(duration_parse("1e15d", &n)); /* more than 64 bits have */
     assert_false(duration_parse("-1s", &n));
+
     assert_true(bytes_parse("4MiB", &n) && n == 4194304);
     assert_false(bytes_parse("4 parsecs", &n));
 }
