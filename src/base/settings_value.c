@@ -32,7 +32,7 @@ static bool scaled(const char *text, const char *const *units,
 
     errno = 0;
     number = strtod(text, &end);
-    if (end == text || errno || number < 0)
+    if (end == text || errno || !(number >= 0)) /* nor is it a NaN */
         return false;
     while (*end == ' ')
         end++;

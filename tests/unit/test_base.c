@@ -180,6 +180,7 @@ static void durations_and_sizes_have_units(void **state)
     assert_false(duration_parse("3 weeks", &n));
     assert_false(duration_parse("1e15d", &n)); /* more than 64 bits have */
     assert_false(duration_parse("-1s", &n));
+    assert_false(duration_parse("nan", &n));
 
     assert_true(bytes_parse("4MiB", &n) && n == 4194304);
     assert_false(bytes_parse("4 parsecs", &n));
