@@ -17,6 +17,7 @@
 #include <string.h>
 
 #define PROBE_TIMEOUT_MS 5000
+#define STEPS_MAX        1000
 
 static struct config_source source_of(const struct cli *c)
 {
@@ -189,15 +190,15 @@ static int migrate(const struct cli *c, const struct migrate_options *o,
 {
     const char *what = c->n_words ? c->words[0] : "";
     const char *steps = cli_option(c, "--steps");
+    long count = steps ? strtol(steps, NULL, 10) : 1;
     const char *preset = cli_option(c, "--preset");
     void *arg = (void *)(uintptr_t)c;
     bool ok;
 
     if (strcmp(what, "up") == 0)
         ok = migrate_up(o, print_step, arg, err);
-    else if (strcmp(what, "down") == 0)
-        ok = migrate_down(o, steps ? (int)strtol(steps, NULL, 10) : 1,
-                          print_step, arg, err);
+    else if (strcmp(what, "down") == 0 && count >= 1 && count <= STEPS_MAX)
+        ok = migrate_down(o, (int)count, print_step, arg, err);
     else if (strcmp(what, "status") == 0)
         ok = migrate_status(o, print_step, arg, err);
     else if (strcmp(what, "uninstall") == 0 && cli_flag(c, "--yes"))

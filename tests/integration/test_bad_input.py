@@ -225,6 +225,16 @@ def test_an_unknown_option_is_not_passed_over(make_host):
         assert f'"{words[-1]}"' in done.stderr, done.stderr
 
 
+def test_migrate_takes_back_no_more_than_it_is_told(database, make_host):
+    """Interfaces 1: migrate down [--steps N]."""
+    host = make_host(settings={"database": {"url": database.url}})
+    before = database.query("select version from moontide_migrations order by 1")
+    for steps in ("-1", "0", "all"):
+        done = host.cli("migrate", "down", "--steps", steps, "-c", str(host.conf), check=False)
+        assert database.query("select version from moontide_migrations order by 1") == before, steps
+        assert done.returncode == 2, f"{steps}: {done.stdout}{done.stderr}"
+
+
 def asked_as(host, name):
     """The status of GET /v1/status for who calls the host by that name."""
     request = urllib.request.Request(f"{host.url}/v1/status", headers={"Host": name})
