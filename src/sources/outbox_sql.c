@@ -36,6 +36,7 @@ const char outbox_check_sql[] =
     " UNION ALL SELECT i.inhrelid FROM pg_inherits i"
     " JOIN tree t ON i.inhparent = t.oid),"
     " cols AS (SELECT t.oid, x.attnum AS xnum, s.attnum AS snum,"
+    "  s.attnotnull AS sfull,"
     "  pg_get_expr(xd.adbin, xd.adrelid) AS xdef,"
     "  pg_get_expr(sd.adbin, sd.adrelid) AS sdef"
     " FROM tree t"
@@ -60,6 +61,10 @@ const char outbox_check_sql[] =
     " UNION ALL SELECT format('%s: seq must be filled by a sequence"
     " (default nextval)', oid::regclass) FROM cols WHERE snum IS NOT NULL"
     "  AND coalesce(sdef, '') !~ '^nextval\\('"
+    /* While a table is adopted its old rows get numbers below the new ones. */
+    " UNION ALL SELECT format('%s: column seq must be NOT NULL: let moontide"
+    " migrate adopt come to its end', oid::regclass) FROM cols"
+    "  WHERE snum IS NOT NULL AND NOT sfull"
     " UNION ALL SELECT format('%s: the sequence must have increment 1, cache 1"
     " and no cycle', q.seqrelid::regclass) FROM pg_sequence q"
     "  JOIN named n ON n.oid = q.seqrelid"

@@ -185,6 +185,30 @@ def test_a_table_of_debezium_is_adopted(database, make_host):
         values ('OrderPaid', 'Order', %s, %s)""")
 
 
+def test_a_table_half_adopted_is_waited_for(database, make_host):
+    """Design 13.3: old rows have no number yet, and lie below those that have."""
+    make_seen(database)
+    database.query(CAMEL)
+    insert = """insert into "OutboxEvent" ("eventType", "aggregateType", "aggregateId", payload)
+        values ('OrderPaid', 'Order', 'k', %s)"""
+    for n in range(2):
+        database.query(insert, (json.dumps({"n": n}),))
+    database.query("""create sequence numbers start 3;
+        alter table "OutboxEvent" add column xid xid8, add column seq bigint;
+        alter table "OutboxEvent" alter column xid set default pg_current_xact_id(),
+            alter column seq set default nextval('numbers')""")
+    database.query(insert, (json.dumps({"n": 2}),))
+    host = make_host(settings=on_outbox(database, outbox={
+        "table": "OutboxEvent", "columns": "camel", "enabled": "on", "interval": "50ms"}),
+        handlers={"recorder": recorder()}).start()
+    host.wait(lambda: "NOT NULL" in host.log_text(), 20, "the reason is said")
+    database.query("""update "OutboxEvent" set xid = pg_current_xact_id(),
+        seq = 1 + (payload ->> 'n')::int where seq is null""")
+    database.query("""alter table "OutboxEvent" alter column seq set not null""")
+    wait_count(host, database, 3)
+    assert [row[0] for row in database.query("select n from seen order by place")] == [0, 1, 2]
+
+
 def test_a_sequence_with_a_cache_is_refused_because_it_would_lose_events(database, make_host):
     """Design 13.3: the cursor's conditions are checked, not assumed."""
     database.query("alter sequence domain_events_seq cache 20")
