@@ -7,6 +7,8 @@
 #include <string.h>
 #include <strings.h>
 
+#define ID_MAX 1024 /* bytes */
+
 #define MEMBERS(X)                              \
     X(ID, "id")                                 \
     X(EVENT_TYPE, "eventType")                  \
@@ -390,11 +392,20 @@ static bool has_value(const struct kafka_kept *kept, struct err *err)
     return true;
 }
 
-bool decode_record(struct scan *scan, enum format format,
-                   struct kafka_kept *kept, struct decoded *out,
-                   struct err *err)
+/* The id is a key of tables: their indexes take no more, and SQL's text ends
+ * at a NUL, where two events would become one. */
+static bool id_can_be_kept(struct slice id, struct err *err)
 {
-    memset(out, 0, sizeof(*out));
+    if (id.len <= ID_MAX && (!id.len || !memchr(id.ptr, '\0', id.len)))
+        return true;
+    return err_code(err, ERR_PERMANENT, "id",
+                    "the event's id has a NUL or more than %d bytes", ID_MAX);
+}
+
+static bool decode_by_format(struct scan *scan, enum format format,
+                             struct kafka_kept *kept, struct decoded *out,
+                             struct err *err)
+{
     out->body = kept->value;
     if ((format == FORMAT_AUTO || format == FORMAT_CLOUDEVENTS) &&
         kafka_kept_header(kept, SLICE_LIT("ce_specversion")).ptr) {
@@ -409,4 +420,13 @@ bool decode_record(struct scan *scan, enum format format,
     if (format != FORMAT_CLOUDEVENTS && headers_suffice(kept, out))
         return true;
     return by_body(scan, format, kept, out, err);
+}
+
+bool decode_record(struct scan *scan, enum format format,
+                   struct kafka_kept *kept, struct decoded *out,
+                   struct err *err)
+{
+    memset(out, 0, sizeof(*out));
+    return decode_by_format(scan, format, kept, out, err) &&
+           id_can_be_kept(out->facts[FACT_ID], err);
 }

@@ -35,6 +35,7 @@ def test_bad_records_of_kafka_become_dead_letters_with_their_bytes(database, top
         "no type": (b'{"id": "x", "payload": {}}', "type"),
         "not utf-8": (b'{"id":"u","eventType":"T\xff\xfe","aggregateType":"A","aggregateId":"k",'
                       b'"payload":{"n":1}}', "UTF-8"),
+        "long id": (b'{"id":"%s","eventType":"T","payload":{"n":1}}' % (b"x" * 1025), "id"),
         "zeros": (b"\0" * 100, ""),
         "too large": (sized_event(40, LIMIT + 1), ""),
         "too deep": (nested(100_000), ""),

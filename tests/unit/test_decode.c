@@ -6,6 +6,8 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -231,6 +233,25 @@ static void what_cannot_be_decoded_says_why(void **state)
     }
 }
 
+/* It is a key in several tables, whose indexes have a limit of their own, and
+ * in SQL it would end at a NUL: two events could be one. */
+static void an_id_that_no_table_can_hold_is_refused(void **state)
+{
+    struct fixture *f = *state;
+    char id[1025], value[1100];
+    const char *const headers[] = {"id", id, NULL};
+
+    memset(id, 'x', sizeof(id));
+    id[1024] = '\0';
+    assert_true(decode(f, FORMAT_NATIVE, "k", ENVELOPE, headers));
+    snprintf(value, sizeof(value), "{\"id\":\"%sx\",\"eventType\":\"T\"}", id);
+    assert_false(decode(f, FORMAT_AUTO, "k", value, NULL));
+    assert_string_equal(f->err.code, "id");
+    assert_false(decode(f, FORMAT_AUTO, "k",
+                        "{\"id\":\"a\\u0000b\",\"eventType\":\"T\"}", NULL));
+    assert_string_equal(f->err.code, "id");
+}
+
 #define CASE(fn) cmocka_unit_test_setup_teardown(fn, set_up, tear_down)
 
 int main(void)
@@ -245,6 +266,7 @@ int main(void)
         CASE(a_structured_cloudevent),
         CASE(debezium_payloads_in_three_wrappings),
         CASE(what_cannot_be_decoded_says_why),
+        CASE(an_id_that_no_table_can_hold_is_refused),
     };
 
     return cmocka_run_group_tests_name("decode", tests, NULL, NULL);
