@@ -542,6 +542,8 @@ static bool start(struct host *h, struct err *err)
  * answer to gets it while it is there: requests of the API, calls of workers. */
 static void tear_down(struct host *h)
 {
+    /* Before the positions and deliveries that it answers are gone. */
+    kafka_producer_end(h->producer, PRODUCER_END_MS);
     pipeline_free(h->pipeline);
     intake_free(h->intake);
     flag_store_free(h->flag_store);

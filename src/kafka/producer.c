@@ -34,8 +34,9 @@ struct kafka_producer {
     struct kafka_wake wake;
     ev_timer retry; /* refused letters, a full queue, a producer to replace */
     struct list waiting, refused, creations;
+    struct list late; /* produced after the end: nobody is told */
     size_t pending;
-    bool is_fatal;
+    bool is_fatal, is_ended;
     /* The settings again, for the producer after a fatal one. */
     struct kafka_settings settings;
 };
@@ -58,14 +59,20 @@ static const char *const defaults[] = {
     NULL,
 };
 
+static void letter_free(struct kafka_producer *p, struct letter *letter)
+{
+    p->pending--;
+    if (letter->headers)
+        rd_kafka_headers_destroy(letter->headers);
+    free(letter->topic);
+    free(letter);
+}
+
 static void finish(struct kafka_producer *p, struct letter *letter,
                    rd_kafka_resp_err_t code)
 {
     struct err err;
 
-    p->pending--;
-    if (letter->headers)
-        rd_kafka_headers_destroy(letter->headers);
     if (code) {
         kafka_err(&err, code, letter->topic);
         if (code == RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE ||
@@ -73,8 +80,7 @@ static void finish(struct kafka_producer *p, struct letter *letter,
             err.kind = ERR_PERMANENT;
     }
     letter->cb(letter->arg, code ? &err : NULL);
-    free(letter->topic);
-    free(letter);
+    letter_free(p, letter);
 }
 
 static void on_delivery(UNUSED rd_kafka_t *rk, const rd_kafka_message_t *m,
@@ -238,7 +244,9 @@ void kafka_produce(struct kafka_producer *p, const char *topic,
     letter->value = keep(&at, value);
     letter->headers = headers_of(headers, nheaders);
     p->pending++;
-    if (!list_is_empty(&p->waiting) || !hand_over(p, letter)) {
+    if (p->is_ended)
+        list_append(&p->late, &letter->link);
+    else if (!list_is_empty(&p->waiting) || !hand_over(p, letter)) {
         list_append(&p->waiting, &letter->link);
         wait_a_little(p, 0.05);
     }
@@ -303,6 +311,7 @@ struct kafka_producer *kafka_producer_new(struct ev_loop *loop,
     list_init(&p->waiting);
     list_init(&p->refused);
     list_init(&p->creations);
+    list_init(&p->late);
     ev_timer_init(&p->retry, on_retry, 0., 0.);
     p->retry.data = p;
     if (open_client(p, err))
@@ -311,13 +320,14 @@ struct kafka_producer *kafka_producer_new(struct ev_loop *loop,
     return NULL;
 }
 
-void kafka_producer_free(struct kafka_producer *p, int timeout_ms)
+void kafka_producer_end(struct kafka_producer *p, int timeout_ms)
 {
-    if (!p)
+    if (!p || p->is_ended)
         return;
-    ev_timer_stop(p->loop, &p->retry);
-    if (p->client.rk) {
+    if (p->client.rk)
         hand_over_waiting(p);
+    p->is_ended = true;
+    if (p->client.rk) {
         rd_kafka_flush(p->client.rk, timeout_ms);
         rd_kafka_purge(p->client.rk,
                        RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT);
@@ -333,6 +343,17 @@ void kafka_producer_free(struct kafka_producer *p, int timeout_ms)
     answer_refused(p);
     kafka_topics_cancel(&p->creations);
     ev_timer_stop(p->loop, &p->retry);
+}
+
+void kafka_producer_free(struct kafka_producer *p, int timeout_ms)
+{
+    if (!p)
+        return;
+    kafka_producer_end(p, timeout_ms);
+    list_foreach_safe(item, &p->late) {
+        list_remove(item);
+        letter_free(p, CONTAINER_OF(item, struct letter, link));
+    }
     if (p->client.rk) {
         kafka_wake_fini(&p->wake);
         rd_kafka_destroy(p->client.rk);

@@ -24,7 +24,10 @@ struct kafka_producer *kafka_producer_new(struct ev_loop *loop,
                                           struct err *err) MUST_CHECK;
 
 /* Waits up to `timeout_ms` for what is under way; callbacks of the rest come
- * with an error before this returns. NULL is allowed. */
+ * with an error before this returns, and none after: for before whoever asked
+ * goes away. What is still produced goes nowhere. NULL is allowed. */
+void kafka_producer_end(struct kafka_producer *p, int timeout_ms);
+/* Ends it first, unless that was done. NULL is allowed. */
 void kafka_producer_free(struct kafka_producer *p, int timeout_ms);
 
 /* Copies everything. `key` and `value` may be absent (ptr NULL); a negative

@@ -489,6 +489,39 @@ static void what_is_assigned_after_the_stop_is_not_opened(void **state)
     f->source = NULL;
 }
 
+struct answers {
+    struct fixture *f;
+    int told, failed;
+};
+
+/* As the positions do: what was not stored is stored again. */
+static void on_answer(void *arg, const struct err *err)
+{
+    struct answers *a = arg;
+
+    a->told++;
+    a->failed += err != NULL;
+    kafka_produce(a->f->producer, TOPIC, 0, slice_of("k"), slice_of("v"), NULL,
+                  0, on_answer, a);
+}
+
+/* Who asked hears of it at the end at the latest, for then they go away. */
+static void the_end_answers_all_and_then_nobody(void **state)
+{
+    struct fixture *f = *state;
+    struct answers a = {.f = f};
+
+    kafka_embedded_free(f->broker);
+    f->broker = NULL;
+    on_answer(&a, NULL);
+    kafka_producer_end(f->producer, 0);
+    assert_int_equal(a.told, 2);
+    assert_int_equal(a.failed, 1);
+    kafka_producer_free(f->producer, 1000);
+    f->producer = NULL;
+    assert_int_equal(a.told, 2);
+}
+
 /* It was told of its partitions and never said where to start. */
 static void what_is_not_started_can_be_closed(void **state)
 {
@@ -520,6 +553,7 @@ static void what_is_still_asked_at_the_stop_starts_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        CASE(the_end_answers_all_and_then_nobody),
         CASE(what_is_not_started_can_be_closed),
         CASE(what_is_still_asked_at_the_stop_starts_nothing),
         CASE(records_come_in_order_and_all),
