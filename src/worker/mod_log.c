@@ -8,12 +8,13 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static const char component[] = "handler";
 
 #define MAX_LINE 8192
 
-/* One ` key=value`; text is quoted as JSON. */
+/* One ` key=value`; text is a JSON string, and so is what has a space. */
 static void add_field(struct buf *line, struct slice key, lua_State *L)
 {
     struct err err;
@@ -21,7 +22,10 @@ static void add_field(struct buf *line, struct slice key, lua_State *L)
 
     if (vm_encode(L, lua_gettop(L), &value, &err)) {
         buf_printf(line, " %.*s=", (int)key.len, key.ptr);
-        buf_add(line, value.ptr, value.len);
+        if (*value.ptr != '"' && memchr(value.ptr, ' ', value.len))
+            buf_add_json(line, (struct slice){value.ptr, value.len});
+        else
+            buf_add(line, value.ptr, value.len);
     }
     buf_fini(&value);
 }

@@ -295,33 +295,75 @@ static void a_flood_of_labels_ends_in_other(void **state)
     metrics_free(m);
 }
 
-static void a_log_line_cannot_be_forged(void **state)
+/* The line as JSON, of what `write_it` logs. */
+static json_t *logged(void (*write_it)(void))
 {
-    static const char component[] = "test";
-    char line[1024];
+    char line[4096];
     int pipes[2], saved = dup(STDERR_FILENO);
     ssize_t n;
     json_t *json;
 
-    (void)state;
     assert_int_equal(pipe(pipes), 0);
     dup2(pipes[1], STDERR_FILENO);
     log_init(LOG_INFO, LOG_JSON, "host");
-    log_info("thing happened", "err=" LOG_Q " n=%d", "a\n{\"level\":\"x\"}", 5);
+    write_it();
     dup2(saved, STDERR_FILENO);
     n = read(pipes[0], line, sizeof(line) - 1);
     assert_true(n > 0);
     line[n] = '\0';
     assert_ptr_equal(strchr(line, '\n'), line + n - 1);
-    json = json_loads(line, 0, NULL);
-    assert_string_equal(json_string_value(json_object_get(json, "message")),
-                        "thing happened");
-    assert_string_equal(json_string_value(json_object_get(json, "n")), "5");
-    json_decref(json);
+    json = json_loads(line, JSON_REJECT_DUPLICATES, NULL);
+    assert_non_null(json);
     log_init(LOG_INFO, LOG_HUMAN, "host");
     close(pipes[0]);
     close(pipes[1]);
     close(saved);
+    return json;
+}
+
+static void assert_logged(const json_t *json, const char *key, const char *text)
+{
+    assert_string_equal(json_string_value(json_object_get(json, key)), text);
+}
+
+static const char component[] = "test";
+
+static void log_a_line_break(void)
+{
+    log_info("thing happened", "err=" LOG_Q " n=%d", "a\n{\"level\":\"x\"}", 5);
+}
+
+static void log_pairs_in_a_value(void)
+{
+    log_info("thing happened", "err=" LOG_Q " n=%d why=" LOG_Q,
+             "a\" level=\"x\" n=7 who=\"me", 5, "say \"b\" n=8");
+}
+
+static void log_pairs_of_a_handler(void)
+{
+    log_info("thing happened", "%s",
+             "handler=h text=\"a\\\" level=x\" n=5 list=\"[\\\"b c=1\\\"]\"");
+}
+
+static void a_log_line_cannot_be_forged(void **state)
+{
+    json_t *json = logged(log_a_line_break);
+
+    (void)state;
+    assert_logged(json, "message", "thing happened");
+    assert_logged(json, "n", "5");
+    json_decref(json);
+    json = logged(log_pairs_in_a_value);
+    assert_logged(json, "level", "info");
+    assert_logged(json, "err", "a\" level=\"x\" n=7 who=\"me");
+    assert_logged(json, "why", "say \"b\" n=8");
+    assert_null(json_object_get(json, "who"));
+    json_decref(json);
+    json = logged(log_pairs_of_a_handler);
+    assert_logged(json, "level", "info");
+    assert_logged(json, "n", "5");
+    assert_null(json_object_get(json, "c"));
+    json_decref(json);
 }
 
 #define WITH_SETTINGS(fn) cmocka_unit_test_setup_teardown(fn, fresh, gone)
