@@ -40,11 +40,23 @@ static struct slice copy_column(const struct pg_result *res, int row, int col,
     return copy;
 }
 
+/* Microseconds, or INT64_MIN. A column without a zone holds UTC. */
+static int64_t time_of(struct slice text)
+{
+    char utc[40];
+    int64_t us = text.ptr ? clock_parse(text.ptr, text.len) : INT64_MIN;
+
+    if (us != INT64_MIN || !text.ptr || text.len + 2 > sizeof(utc))
+        return us;
+    snprintf(utc, sizeof(utc), "%.*sZ", (int)text.len, text.ptr);
+    return clock_parse(utc, text.len + 1);
+}
+
 /* PostgreSQL's text of a time becomes RFC 3339; infinity stays away. */
 static void set_time(struct event *event, struct row_memory *memory)
 {
     struct slice *fact = &event->facts[FACT_OCCURRED_AT];
-    int64_t us = fact->ptr ? clock_parse(fact->ptr, fact->len) : INT64_MIN;
+    int64_t us = time_of(*fact);
 
     if (us == INT64_MIN) {
         *fact = (struct slice){NULL, 0};

@@ -12,14 +12,16 @@ struct preset {
     const char *columns;
 };
 
-/* The three known shapes of a table (native, Prisma's, Debezium's). */
+/* The three known shapes of a table (native, Prisma's, Debezium's). Of times
+ * to_json() makes the same text whatever the session's DateStyle. */
 static const struct preset presets[] = {
     {"native",
      "id::text, event_type, event_version::text, aggregate_type, "
-     "aggregate_id::text, aggregate_version::text, occurred_at::text, "
-     "metadata::text, event_data::text"},
+     "aggregate_id::text, aggregate_version::text, "
+     "to_json(occurred_at) #>> '{}', metadata::text, event_data::text"},
     {"camel", "\"id\"::text, \"eventType\", NULL::text, \"aggregateType\", "
-              "\"aggregateId\"::text, NULL::text, \"occurredAt\"::text, "
+              "\"aggregateId\"::text, NULL::text, "
+              "to_json(\"occurredAt\") #>> '{}', "
               "\"metadata\"::text, \"payload\"::text"},
     {"debezium",
      "id::text, \"type\", NULL::text, aggregatetype, aggregateid::text, "

@@ -185,6 +185,35 @@ def test_a_table_of_debezium_is_adopted(database, make_host):
         values ('OrderPaid', 'Order', %s, %s)""")
 
 
+TIMES = """
+return {
+  subscribes = { "*" }, start = "earliest", transaction = true,
+  handle = function(event, ctx)
+    ctx.tx:exec("INSERT INTO times VALUES ($1)", tostring(event.occurred_at))
+  end,
+}
+"""
+
+
+def test_times_are_read_whatever_their_column_and_the_datestyle(database, make_host):
+    """Requirement C4: Prisma's times have no zone and are UTC."""
+    database.query("create table times (at text)")
+    database.query(CAMEL.replace("timestamptz", "timestamp(3)"))
+    for setting in ("datestyle = German", "timezone = 'Asia/Kolkata'"):
+        database.query(f"""do $do$ begin execute format(
+            $$alter database %I set {setting}$$, current_database()); end $do$""")
+    database.query("""insert into "OutboxEvent"
+        ("eventType", "aggregateType", "aggregateId", payload, "occurredAt")
+        values ('OrderPaid', 'Order', 'k', '{}', timestamp '2026-01-31 12:00:00.5')""")
+    host = make_host(settings=on_outbox(database, outbox={
+        "table": "OutboxEvent", "columns": "camel", "enabled": "on", "interval": "50ms"}),
+        handlers={"times": TIMES})
+    host.cli("migrate", "adopt", "OutboxEvent", "--preset", "camel", "-c", str(host.conf))
+    host.start()
+    wait_count(host, database, 1, table="times")
+    assert database.query("select at from times") == [("2026-01-31T12:00:00.500000Z",)]
+
+
 def test_a_table_half_adopted_is_waited_for(database, make_host):
     """Design 13.3: old rows have no number yet, and lie below those that have."""
     make_seen(database)
