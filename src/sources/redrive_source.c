@@ -19,6 +19,7 @@
 #define LOOK_S   0.5
 #define OPEN_MAX 200 /* letters on their way */
 #define LIMIT    "100"
+#define ABSENT_S 5 /* then look whether such a handler has come */
 
 static const char component[] = "redrive";
 
@@ -41,6 +42,9 @@ struct redrive_source {
     struct list letters;
     size_t open;
     bool is_started, is_paused;
+    struct letter *offering; /* NULL once it was dropped */
+    json_t *absent;          /* names of handlers that nobody runs here, */
+    int64_t absent_until_us; /* whose letters must not hold up the others */
     struct pg_request *request;
     ev_timer timer;
     struct stopping stopping;
@@ -49,7 +53,7 @@ struct redrive_source {
 static const char read_sql[] =
     "SELECT id, handler, format, facts::text, body, key, attempts"
     " FROM event_dead_letters WHERE state = 'redriving'"
-    " AND id <> ALL ($1::bigint[])"
+    " AND id <> ALL ($1::bigint[]) AND handler <> ALL ($2::text[])"
     " ORDER BY source, partition, place, id LIMIT " LIMIT;
 
 static const char settle_sql[] =
@@ -121,7 +125,22 @@ static void fill_facts(struct event *event, const json_t *facts)
     }
 }
 
-static void offer_row(struct redrive_source *s, const struct pg_result *res,
+/* A handler that took nothing of what was offered to it. */
+static void note_absent(struct redrive_source *s, const char *handler)
+{
+    const json_t *known;
+    size_t i;
+
+    json_array_foreach(s->absent, i, known)
+        if (strcmp(json_string_value(known), handler) == 0)
+            return;
+    if (json_array_size(s->absent) == 0)
+        s->absent_until_us = clock_mono_us() + ABSENT_S * 1000000;
+    json_array_append_new(s->absent, json_string(handler));
+}
+
+/* false: nobody took it. */
+static bool offer_row(struct redrive_source *s, const struct pg_result *res,
                       int row)
 {
     struct event *event = s->sink.event_new(s->sink.ctx, s->p);
@@ -146,29 +165,57 @@ static void offer_row(struct redrive_source *s, const struct pg_result *res,
     event->occurred_us = at.ptr ? clock_parse(at.ptr, at.len) : 0;
     if (event->occurred_us == INT64_MIN)
         event->occurred_us = 0;
+    s->offering = letter;
     s->sink.offer(s->sink.ctx, event);
+    if (s->offering)
+        return true;
+    note_absent(s, pg_result_value(res, row, 1));
+    return false;
 }
 
 static void on_rows(void *arg, const struct pg_result *res,
                     const struct err *err)
 {
     struct redrive_source *s = arg;
-    int rows = err ? 0 : pg_result_nrows(res);
+    int rows = err ? 0 : pg_result_nrows(res), taken = 0;
 
     s->request = NULL;
     if (err)
         log_warn("cannot read dead letters", "err=" LOG_Q, err->msg);
     for (int row = 0; row < rows && s->p && !s->stopping.is_asked; row++)
-        offer_row(s, res, row);
-    if (rows > 0)
-        log_info("dead letters run again", "count=%d", rows);
+        taken += offer_row(s, res, row);
+    if (taken > 0)
+        log_info("dead letters run again", "count=%d", taken);
     look_in(s, LOOK_S);
+}
+
+/* Letters under way, and handlers that are not here, are left out. */
+static void read_letters(struct redrive_source *s)
+{
+    struct buf ids = {0}, absent = {0};
+    struct pg_param params[2] = {0};
+    const json_t *name;
+    size_t i;
+
+    if (clock_mono_us() > s->absent_until_us)
+        json_array_clear(s->absent);
+    array_begin(&ids);
+    list_foreach(item, &s->letters)
+        array_add_number(&ids, CONTAINER_OF(item, struct letter, link)->id);
+    array_end(&ids);
+    array_begin(&absent);
+    json_array_foreach(s->absent, i, name)
+        array_add(&absent, json_string_value(name));
+    array_end(&absent);
+    params[0].value = buf_text(&ids);
+    params[1].value = buf_text(&absent);
+    s->request = pg_pool_query(s->pool, read_sql, 2, params, on_rows, s);
+    buf_fini(&ids);
+    buf_fini(&absent);
 }
 
 static void look(struct redrive_source *s)
 {
-    struct buf ids = {0};
-    struct pg_param param;
 
     if (s->request || !s->is_started || s->stopping.is_asked)
         return;
@@ -176,13 +223,7 @@ static void look(struct redrive_source *s)
         look_in(s, LOOK_S);
         return;
     }
-    array_begin(&ids);
-    list_foreach(item, &s->letters)
-        array_add_number(&ids, CONTAINER_OF(item, struct letter, link)->id);
-    array_end(&ids);
-    param = (struct pg_param){.value = buf_text(&ids)};
-    s->request = pg_pool_query(s->pool, read_sql, 1, &param, on_rows, s);
-    buf_fini(&ids);
+    read_letters(s);
 }
 
 /* --- the seam -------------------------------------------------------------- */
@@ -230,6 +271,8 @@ static void release(struct event *event)
 {
     struct letter *letter = event->memory;
 
+    if (letter->source->offering == letter)
+        letter->source->offering = NULL;
     if (!letter->is_settled)
         letter_free(letter);
 }
@@ -273,6 +316,7 @@ struct redrive_source *redrive_source_new(struct ev_loop *loop,
     s->loop = loop;
     s->pool = pool;
     s->sink = *sink;
+    s->absent = json_array();
     list_init(&s->letters);
     tries_init(&s->tries, loop, pool);
     ev_timer_init(&s->timer, on_timer, LOOK_S, 0.);
@@ -303,5 +347,6 @@ void redrive_source_free(struct redrive_source *s)
     tries_fini(&s->tries);
     list_foreach_safe(item, &s->letters)
         letter_free(CONTAINER_OF(item, struct letter, link));
+    json_decref(s->absent);
     free(s);
 }

@@ -299,6 +299,23 @@ def test_dead_letters_are_listed_shown_redriven_and_discarded(database, make_hos
     assert listed() == []
 
 
+def test_letters_of_a_handler_that_is_gone_hold_up_no_other(database, make_host):
+    """Requirement S2-37: what nobody can run waits, without the rest and without noise."""
+    host = make_host(settings=on_outbox(database), handlers={"fails": FAILS}).start()
+    database.publish("Fails", "Thing", KEY, {"n": 1})
+    wait_count(host, database, 1, "event_dead_letters")
+    database.query("""insert into event_dead_letters (handler, event_id, event_type, source,
+        partition, place, format, body, facts, class, state)
+        select 'gone', event_id, event_type, source, partition, -n, format, body, facts, class,
+        'redriving' from event_dead_letters, generate_series(1, 300) n""")
+    host.handler("fails", FAILS.replace("event.payload.n ~= 5", "false"))
+    host.wait(lambda: host.log_lines("handler loaded")[1:], 10, "the repaired handler")
+    host.cli("dead-letters", "redrive", "--handler", "fails", "--url", host.url)
+    wait_count(host, database, 1, "event_dead_letters", "state = 'redriven'", timeout=20)
+    assert count(database, "event_dead_letters", "handler = 'gone' and state = 'redriving'") == 300
+    assert len(host.log_lines("dead letters run again")) == 1
+
+
 def test_a_dry_run_shows_effects_and_changes_nothing(database, make_host):
     """Design 7: record mode; SQL runs for real and is rolled back."""
     host = make_host(settings=four_handlers(database))
