@@ -60,9 +60,10 @@ struct kafka_consumer_ops {
     /* The partition was read to its end: nothing is below `offset` that was
      * not offered (control records take places too). */
     void (*on_end)(void *arg, struct kafka_part *part, int64_t offset);
-    /* This partition gets nothing more until it is assigned anew: its offset
-     * is out of range, its topic is gone, or access was refused. */
-    void (*on_part_error)(void *arg, struct kafka_part *part,
+    /* This partition gets nothing more for now: its offset is out of range
+     * (until it is assigned anew), its topic is gone, or access was refused.
+     * What comes from `offset` or behind shows that it is over. */
+    void (*on_part_error)(void *arg, struct kafka_part *part, int64_t offset,
                           const struct err *err);
     /* The result of a commit; `err` NULL when it was stored. */
     void (*on_committed)(void *arg, const struct err *err);

@@ -105,7 +105,7 @@ static void on_record_error(struct kafka_consumer *c,
     case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
         if (part) {
             err_wrap(&err, "at offset %lld", (long long)m->offset);
-            c->ops->on_part_error(c->arg, &part->pub, &err);
+            c->ops->on_part_error(c->arg, &part->pub, m->offset, &err);
             break;
         }
         /* fall through */

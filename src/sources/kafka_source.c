@@ -34,8 +34,9 @@ struct place {
     int64_t start;       /* asked by the host */
     bool has_started;
     bool is_paused;
-    int64_t committed; /* last given to the group */
-    int64_t settled;   /* to be committed; -1 nothing */
+    int64_t trouble_at; /* what is read from there on shows that it is over */
+    int64_t committed;  /* last given to the group */
+    int64_t settled;    /* to be committed; -1 nothing */
 };
 
 struct kafka_source {
@@ -125,6 +126,20 @@ static void on_moved(const struct kafka_kept *kept,
         event->facts[i] = kafka_rebase(move, event->facts[i]);
 }
 
+/* It may have been a right taken away for a while, or a broker that did not
+ * know the topic yet: nobody else would say that it has passed. */
+static void read_again(struct place *place, int64_t offset)
+{
+    struct kafka_source *s = place->source;
+
+    if (place->trouble_at < 0 || offset < place->trouble_at)
+        return;
+    place->trouble_at = -1;
+    log_info("partition is read again", "topic=%s partition=%d",
+             place->part->topic, place->part->partition);
+    s->sink.trouble(s->sink.ctx, place->p, NULL);
+}
+
 static size_t room(void *arg)
 {
     struct kafka_source *s = arg;
@@ -143,6 +158,7 @@ static bool on_record(void *arg, struct kafka_record *record)
         return true; /* of no use any more: it is read again elsewhere */
     if (place->is_paused)
         return false;
+    read_again(place, record->offset);
     event = s->sink.event_new(s->sink.ctx, place->p);
     kept = kafka_keep(s->keeper, record, event);
     event->place = record->offset;
@@ -161,11 +177,14 @@ static void on_end(void *arg, struct kafka_part *part, int64_t offset)
     struct kafka_source *s = arg;
     struct place *place = part->owner;
 
-    if (place && place->p && !s->is_leaving && place->p->next < offset)
+    if (!place || !place->p || s->is_leaving)
+        return;
+    read_again(place, offset);
+    if (place->p->next < offset)
         s->sink.advance(s->sink.ctx, place->p, offset);
 }
 
-static void on_part_error(void *arg, struct kafka_part *part,
+static void on_part_error(void *arg, struct kafka_part *part, int64_t offset,
                           const struct err *err)
 {
     struct kafka_source *s = arg;
@@ -173,8 +192,10 @@ static void on_part_error(void *arg, struct kafka_part *part,
 
     log_error("partition stopped", "topic=%s partition=%d code=%s err=" LOG_Q,
               part->topic, part->partition, err->code, err->msg);
-    if (place && place->p)
-        s->sink.trouble(s->sink.ctx, place->p, err->msg);
+    if (!place || !place->p)
+        return;
+    place->trouble_at = offset;
+    s->sink.trouble(s->sink.ctx, place->p, err->msg);
 }
 
 /* --- assignment -------------------------------------------------------------- */
@@ -188,7 +209,7 @@ static struct place *open_place(struct kafka_source *s, struct kafka_part *part)
 
     place->source = s;
     place->part = part;
-    place->settled = place->committed = -1;
+    place->settled = place->committed = place->trouble_at = -1;
     part->owner = place;
     place->p = s->sink.opened(s->sink.ctx, &ops, s, part->topic,
                               part->partition, name, part->source_id);
