@@ -439,20 +439,41 @@ static struct dead_filter filter_of(const json_t *body)
 #undef MEMBER
 }
 
-/* An empty filter would mean all of them: that has to be said. */
-static bool is_aimed(const json_t *body, struct http_request *req)
+static bool is_filter(const char *name)
 {
     static const char *const names[] = {"ids",         "handler",     "type",
                                         "aggregate",   "correlation", "class",
                                         "fingerprint", "since",       "until"};
 
     for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
-        if (json_is_string(json_object_get(body, names[i])))
+        if (strcmp(names[i], name) == 0)
             return true;
-    if (json_is_true(json_object_get(body, "all")))
-        return true;
-    http_problem(req, 400, "name a filter, or say \"all\": true");
     return false;
+}
+
+/* An empty filter would mean all of them: that has to be said. One that is
+ * passed over would mean more than was asked for. */
+static bool is_aimed(json_t *body, struct http_request *req)
+{
+    bool any = json_is_true(json_object_get(body, "all"));
+    const char *name, *text;
+    char detail[120];
+    json_t *value;
+
+    json_object_foreach(body, name, value) {
+        text = is_filter(name) ? json_string_value(value) : NULL;
+        any |= text && *text;
+        if ((text && *text) || strcmp(name, "all") == 0 ||
+            strcmp(name, "dryRun") == 0)
+            continue;
+        snprintf(detail, sizeof(detail), "%.64s is no filter, or not text",
+                 name);
+        http_problem(req, 400, detail);
+        return false;
+    }
+    if (!any)
+        http_problem(req, 400, "name a filter, or say \"all\": true");
+    return any;
 }
 
 static void post_redrive(void *ctx, struct http_request *req)

@@ -316,6 +316,19 @@ def test_letters_of_a_handler_that_is_gone_hold_up_no_other(database, make_host)
     assert len(host.log_lines("dead letters run again")) == 1
 
 
+def test_a_redrive_is_never_wider_than_asked(database, make_host):
+    """Requirement S2-37: all of them only when that is said."""
+    host = make_host(settings=on_outbox(database), handlers={"fails": FAILS}).start()
+    database.publish("Fails", "Thing", KEY, {"n": 1})
+    wait_count(host, database, 1, "event_dead_letters")
+    for body in ({}, [], {"handler": ""}, {"handler": 5}, {"handler": "fails", "ids": [7]},
+                 {"handler": "fails", "typ": "Other"}, {"all": False}, {"dryRun": True}):
+        refused = host.ask("/v1/dead-letters/redrive", "POST", body)
+        assert refused.status == 400, f"{body}: {refused.body}"
+    dry = host.ask("/v1/dead-letters/redrive", "POST", {"handler": "fails", "dryRun": True})
+    assert dry.status == 200 and dry.json()["count"] == 1
+
+
 def test_a_dry_run_shows_effects_and_changes_nothing(database, make_host):
     """Design 7: record mode; SQL runs for real and is rolled back."""
     host = make_host(settings=four_handlers(database))
