@@ -152,6 +152,7 @@ bool settings_check(const struct settings *s, struct err *err)
                     (int64_t)4 << 30, err) &&
            in_range("workers.soft_limit", s->workers_soft_limit, 1, 600000,
                     err) &&
+           in_range("database.lease", s->database_lease, 1000, 3600000, err) &&
            in_range("database.pool", s->database_pool, 1, 100, err) &&
            in_range("window.events", s->window_events, 16, 1 << 20, err) &&
            in_range("window.bytes", s->window_bytes, 1 << 16, (int64_t)1 << 34,

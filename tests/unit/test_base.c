@@ -116,6 +116,10 @@ static void a_wrong_value_names_its_setting_and_origin(void **state)
     assert_true(settings_apply_text(*state, "workers.count=100", &err));
     assert_false(settings_check(*state, &err));
     assert_non_null(strstr(err.msg, "workers.count"));
+    assert_true(settings_apply_text(*state, "workers.count=1", &err));
+    assert_true(settings_apply_text(*state, "database.lease=0", &err));
+    assert_false(settings_check(*state, &err)); /* 0: sessions idle for ever */
+    assert_non_null(strstr(err.msg, "database.lease"));
 }
 
 static void secrets_are_not_shown_and_can_come_from_files(void **state)
