@@ -458,11 +458,11 @@ static bool parse_listen(const char *text, struct sockaddr_storage *addr,
     struct sockaddr_in *v4 = (struct sockaddr_in *)(void *)addr;
     struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)(void *)addr;
     const char *colon = strrchr(text, ':');
-    char host[64];
-    long port = colon ? strtol(colon + 1, NULL, 10) : -1;
+    char host[64], *end = NULL;
+    long port = colon ? strtol(colon + 1, &end, 10) : -1;
 
     memset(addr, 0, sizeof(*addr));
-    if (!colon || port < 0 || port > 65535 ||
+    if (!colon || !colon[1] || *end || port < 0 || port > 65535 ||
         (size_t)(colon - text) >= sizeof(host))
         goto bad;
     snprintf(host, sizeof(host), "%.*s", (int)(colon - text), text);

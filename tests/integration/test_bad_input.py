@@ -215,6 +215,15 @@ def test_an_unknown_setting_on_the_command_line_names_the_nearest(make_host):
     assert host.cli("check", "-c", str(host.conf)).returncode == 0
 
 
+def test_an_address_without_a_port_is_refused(make_host):
+    """Interfaces 2: http.listen is address:port; 76OO is not 76."""
+    for listen in ("127.0.0.1", "127.0.0.1:", "127.0.0.1:76OO", "127.0.0.1:65536"):
+        host = make_host(settings={"kafka": {"brokers": "embedded", "topics": ["t"]},
+                                   "http": {"listen": listen}})
+        done = host.cli("run", "-c", str(host.conf), check=False, timeout=20)
+        assert done.returncode == 1 and "http.listen" in done.stderr, f"{listen}: {done.stderr}"
+
+
 def test_an_unknown_option_is_not_passed_over(make_host):
     """Interfaces 1: exit 2 is usage; a misspelt --dry-run does nothing."""
     host = make_host()
