@@ -264,6 +264,9 @@ static bool cloud_binary(struct kafka_kept *kept, struct decoded *out,
     out->facts[FACT_AGGREGATE_ID] =
         or_else(out->facts[FACT_AGGREGATE_ID], key_text(kept));
     out->form = !type.ptr || is_json_type(type) ? BODY_PAYLOAD : BODY_BINARY;
+    /* An event may have no data; some write that as an empty record. */
+    if (!kept->value.ptr || (!kept->value.len && out->form == BODY_PAYLOAD))
+        out->body = SLICE_LIT("null");
     return needs_type(out->facts, err, "the CloudEvent's headers");
 }
 
@@ -409,8 +412,6 @@ static bool decode_by_format(struct scan *scan, enum format format,
     out->body = kept->value;
     if ((format == FORMAT_AUTO || format == FORMAT_CLOUDEVENTS) &&
         kafka_kept_header(kept, SLICE_LIT("ce_specversion")).ptr) {
-        if (!kept->value.ptr) /* an event may have no data */
-            out->body = SLICE_LIT("null");
         return cloud_binary(kept, out, err);
     }
     if (!has_value(kept, err))

@@ -160,6 +160,8 @@ static void a_binary_cloudevent(void **state)
     assert_int_equal(f->out.form, BODY_PAYLOAD);
     assert_true(decode(f, FORMAT_AUTO, "k", NULL, headers));
     assert_true(slice_is(f->out.body, "null"));
+    assert_true(decode(f, FORMAT_AUTO, "k", "", headers));
+    assert_true(slice_is(f->out.body, "null"));
 }
 
 static void a_binary_cloudevent_that_is_not_json(void **state)
