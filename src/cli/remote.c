@@ -272,6 +272,13 @@ static int list_dead_letters(const struct cli *c)
     return code;
 }
 
+/* Passed over, they would redrive more than was asked for. */
+static bool has_list_option(const struct cli *c)
+{
+    return cli_option(c, "--state") || cli_option(c, "--limit") ||
+           cli_option(c, "--cursor");
+}
+
 static json_t *filter_body(const struct cli *c)
 {
     json_t *body = json_object();
@@ -328,7 +335,7 @@ int cmd_dead_letters(const struct cli *c)
     }
     if (word_is(c, 0, "discard"))
         return discard(c);
-    if (!word_is(c, 0, "redrive"))
+    if (!word_is(c, 0, "redrive") || has_list_option(c))
         return cli_usage("dead-letters list | show ID | redrive ID…|--all|"
                          "[filters] [--dry-run] | discard ID… --reason TEXT");
     body = filter_body(c);

@@ -215,6 +215,14 @@ def test_an_unknown_setting_on_the_command_line_names_the_nearest(make_host):
     assert host.cli("check", "-c", str(host.conf)).returncode == 0
 
 
+def test_a_redrive_takes_no_limit(make_host):
+    """Interfaces 1: what list knows and redrive does not is usage, not passed over."""
+    host = make_host()
+    for words in (("--all", "--limit", "5"), ("--handler", "h", "--state=discarded")):
+        done = host.cli("dead-letters", "redrive", *words, "--url", "http://127.0.0.1:1", check=False)
+        assert done.returncode == 2, f"{words}: {done.stdout}{done.stderr}"
+
+
 def test_an_address_without_a_port_is_refused(make_host):
     """Interfaces 2: http.listen is address:port; 76OO is not 76."""
     for listen in ("127.0.0.1", "127.0.0.1:", "127.0.0.1:76OO", "127.0.0.1:65536"):
