@@ -105,7 +105,9 @@ static void ask_latest(struct outbox_source *s)
 
 static bool wants_check(const struct outbox_source *s, int64_t now)
 {
-    int64_t every = s->is_paused || !s->is_caught_up ? STATS_US : CHECK_US;
+    bool is_behind =
+        s->is_paused || !s->is_caught_up || outbox_cursor_is_full(&s->cursor);
+    int64_t every = is_behind ? STATS_US : CHECK_US;
 
     if (!s->is_checked)
         return !s->failed_us || now - s->failed_us > RETRY_US;
@@ -265,7 +267,7 @@ static int64_t backlog(struct partition *p)
 
     if (!s->has_started)
         return -1;
-    if (s->is_caught_up && !s->is_paused)
+    if (s->is_caught_up && !s->is_paused && !outbox_cursor_is_full(&s->cursor))
         return 0;
     return left > 0 ? left : 0;
 }

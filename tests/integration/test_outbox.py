@@ -214,6 +214,26 @@ def test_times_are_read_whatever_their_column_and_the_datestyle(database, make_h
     assert database.query("select at from times") == [("2026-01-31T12:00:00.500000Z",)]
 
 
+def test_a_reading_held_up_by_gaps_shows_its_lag(database, make_host):
+    """With too many open gaps nothing new is read: that is no idle outbox."""
+    host = make_host(settings=on_outbox(database, outbox={"interval": "50ms"}),
+                     handlers={"recorder": recorder('"Nothing"')}).start()
+    host.wait(lambda: host.ask("/v1/status").json()["sources"]["outbox"]["state"] == "reading",
+              20, "reading")
+    holder = database.connect()  # as long as it is open no gap closes
+    holder.cursor().execute("select pg_current_xact_id()")
+    database.query("""insert into domain_events
+        (event_type, aggregate_type, aggregate_id, event_data, occurred_at)
+        select 'T', 'A', lpad(nextval('domain_events_seq')::text, 32, '0')::uuid, '{}', now()
+        from generate_series(1, 25000)""")
+    host.wait(lambda: host.ask("/v1/status").json()["sources"]["outbox"]["missing"] > 20000,
+              60, "too many gaps")
+    host.wait(lambda: host.metric("moontide_source_lag", source="outbox") > 0, 10, "the lag")
+    holder.rollback()
+    host.wait(lambda: host.ask("/v1/status").json()["sources"]["outbox"]["last"] == 50000, 60, "all")
+    host.wait(lambda: host.metric("moontide_source_lag", source="outbox") == 0, 10, "no lag")
+
+
 def test_a_table_half_adopted_is_waited_for(database, make_host):
     """Design 13.3: old rows have no number yet, and lie below those that have."""
     make_seen(database)
