@@ -223,6 +223,7 @@ static bool start_outbox(struct intake *in, struct err *err)
         .session_sql = session,
         .table = s->outbox_table,
         .columns = s->outbox_columns,
+        .wake = s->outbox_wake,
         .interval_ms = s->outbox_interval,
         .batch = (int)s->outbox_batch,
         .max_bytes = s->event_max_bytes,

@@ -75,6 +75,7 @@ struct pg_pool_options {
     int64_t connect_timeout_ms;   /* default 10000 */
     int64_t queue_timeout_ms;     /* wait for a connection; 0: for ever */
     bool no_prepare;              /* for poolers in transaction mode */
+    bool replication;             /* sessions of a walsender, see pg_tail.h */
     /* The first connection is up, or the last one is gone. May be NULL. */
     void (*on_state)(void *arg, bool connected);
     void *arg;
@@ -141,6 +142,15 @@ void pg_pipeline_sync(struct pg_conn *conn, pg_result_fn *cb, void *arg);
  * Both are copied. */
 void pg_copy_in(struct pg_conn *conn, const char *sql, const char *rows,
                 size_t len, pg_result_fn *cb, void *arg);
+
+/* `sql` starts a stream both ways (COPY BOTH: START_REPLICATION). Each message
+ * goes to `data`, borrowed for the call; `cb` comes at its end, which is an
+ * error unless the server ended it. */
+typedef void pg_stream_fn(void *arg, const char *bytes, size_t len);
+void pg_stream(struct pg_conn *conn, const char *sql, pg_stream_fn *data,
+               pg_result_fn *cb, void *arg);
+/* While it runs; false when it does not. */
+bool pg_stream_send(struct pg_conn *conn, const char *bytes, size_t len);
 
 /* Ask the server to stop what `conn` is running; the statement then fails. */
 void pg_cancel(struct pg_conn *conn);

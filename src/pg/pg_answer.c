@@ -214,6 +214,11 @@ static bool script_step(struct pg_conn *conn, PGresult *res)
         keep_result(conn, &req->ops[0], res);
         return true;
     }
+    if (req->kind == REQUEST_STREAM && PQresultStatus(res) == PGRES_COPY_BOTH) {
+        PQclear(res);
+        req->is_streaming = true;
+        return true;
+    }
     if (req->kind != REQUEST_COPY || PQresultStatus(res) != PGRES_COPY_IN) {
         PQclear(res);
         refuse_copy(conn);
@@ -253,11 +258,33 @@ static bool copy_is_feeding(const struct pg_conn *conn)
            !req->copy_ended;
 }
 
+/* True when all that came is read; what follows its end are results again. */
+static bool read_stream(struct pg_conn *conn)
+{
+    struct pg_request *req = conn->current;
+    char *bytes;
+    int len;
+
+    while (conn->current == req && (len = PQgetCopyData(conn->pq, &bytes, 1))) {
+        if (len < 0) {
+            req->is_streaming = false;
+            return false;
+        }
+        if (req->stream)
+            req->stream(req->arg, bytes, (size_t)len);
+        PQfreemem(bytes);
+    }
+    return true;
+}
+
 static void take_results(struct pg_conn *conn)
 {
+    if (conn->current && conn->current->is_streaming && read_stream(conn))
+        return;
     while (conn->state != CONN_DEAD && conn->current &&
            !copy_is_feeding(conn) && !PQisBusy(conn->pq))
-        if (!step(conn, PQgetResult(conn->pq)))
+        if (!step(conn, PQgetResult(conn->pq)) ||
+            (conn->current->is_streaming && read_stream(conn)))
             break;
     if (conn->state != CONN_DEAD && PQstatus(conn->pq) == CONNECTION_BAD)
         conn_fail_by_libpq(conn);

@@ -261,6 +261,26 @@ void pg_copy_in(struct pg_conn *conn, const char *sql, const char *rows,
     conn_enqueue(conn, req);
 }
 
+void pg_stream(struct pg_conn *conn, const char *sql, pg_stream_fn *data,
+               pg_result_fn *cb, void *arg)
+{
+    struct pg_request *req = request_new(conn->pool, REQUEST_STREAM);
+
+    request_add(req, sql, 0, NULL, cb, arg);
+    req->stream = data;
+    req->arg = arg;
+    conn_enqueue(conn, req);
+}
+
+bool pg_stream_send(struct pg_conn *conn, const char *bytes, size_t len)
+{
+    if (!conn->current || !conn->current->is_streaming ||
+        PQputCopyData(conn->pq, bytes, (int)len) != 1)
+        return false;
+    conn_flush(conn);
+    return true;
+}
+
 /* PQcancel() opens a connection of its own and waits for it. */
 static void *cancel_thread(void *arg)
 {

@@ -27,6 +27,7 @@ enum request_kind {
     REQUEST_PIPELINE, /* statements with parameters, one sync */
     REQUEST_SCRIPT,   /* simple protocol, several statements */
     REQUEST_COPY,
+    REQUEST_STREAM,
     REQUEST_ACQUIRE,
 };
 
@@ -56,6 +57,8 @@ struct pg_request {
     char *copy;
     size_t copy_len, copy_sent;
     bool copy_ended;
+    pg_stream_fn *stream; /* where messages go */
+    bool is_streaming;
     pg_result_fn *sync_cb;
     pg_acquire_fn *acquire_cb;
     void *arg;

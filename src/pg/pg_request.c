@@ -88,6 +88,7 @@ void request_mute(struct pg_request *req)
         req->ops[i].cb = NULL;
     req->sync_cb = NULL;
     req->acquire_cb = NULL;
+    req->stream = NULL;
 }
 
 static void finish_op(struct op *op, const struct err *lost,

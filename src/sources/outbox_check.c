@@ -130,6 +130,8 @@ static void on_check(void *arg, const struct pg_result *res,
         ask_anchor(s);
         return;
     } else if (!s->p && !s->stopping.is_asked) {
+        outbox_check_wake(s, *pg_result_value(res, 0, CHECK_TRIGGER) == 't',
+                          *pg_result_value(res, 0, CHECK_PUBLICATION) == 't');
         outbox_open(s);
     }
     outbox_step_after(s, SOON);

@@ -52,6 +52,10 @@ struct outbox_source {
     unsigned serial; /* of the start; answers to an older one are dropped */
     unsigned read_serial;
     bool asked_gaps;
+    uint64_t rings;           /* how often something said that there is news */
+    bool is_woken;            /* while it could not read: at once then */
+    bool wants_notify;        /* outbox.wake = "notify", */
+    struct pg_tail *tail;     /* or "wal" */
     struct outbox_seen *seen; /* the rows of the last read, from 1 */
     int seen_cap;
     char *snapshot; /* of the last read */
@@ -86,6 +90,16 @@ void outbox_read_ahead(struct outbox_source *s, size_t pending);
 void outbox_open(struct outbox_source *s);
 
 /* --- one statement each; its answer ends in outbox_step_after() ------------------- */
+
+/* Something committed: read as soon as may be. */
+void outbox_ring(struct outbox_source *s);
+
+/* outbox_wake.c: start to listen for that. False when `how` is no way to. */
+bool outbox_listen(struct outbox_source *s, const struct outbox_options *opts,
+                   struct err *err) MUST_CHECK;
+/* Says so when nobody would ring: the reading goes on by polling. */
+void outbox_check_wake(const struct outbox_source *s, bool has_trigger,
+                       bool has_publication);
 
 void outbox_check_table(struct outbox_source *s); /* outbox_check.c */
 void outbox_read(struct outbox_source *s);        /* outbox_read.c */

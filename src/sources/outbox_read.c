@@ -237,6 +237,7 @@ void outbox_read(struct outbox_source *s)
     struct pg_param params[6] = {{.value = last}, {.value = limit}};
 
     s->activity = READING;
+    s->is_woken = false;
     s->read_serial = s->serial;
     s->asked_gaps = s->cursor.gaps.len > 0;
     snprintf(limit, sizeof(limit), "%d", s->limit);

@@ -7,12 +7,14 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "pg/pg_tail.h"
 #include "sources/outbox_priv.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define ROOM_LEAST 64 /* rows: less is not worth a round trip */
+#define WOKEN      0.0002 /* s: pause before looking again */
+#define ROOM_LEAST 64     /* rows: less is not worth a round trip */
 #define UNUSED     __attribute__((unused))
 #define CHECK_US   60000000
 #define RETRY_US   2000000 /* after trouble or a failure */
@@ -66,7 +68,24 @@ void outbox_on_failure(struct outbox_source *s, const char *doing,
 void outbox_step_after(struct outbox_source *s, double seconds)
 {
     s->activity = IDLE;
-    step_in(s, seconds);
+    step_in(s, s->is_woken ? 0. : seconds);
+}
+
+static bool may_read(const struct outbox_source *s)
+{
+    return s->is_checked && s->has_started && !s->is_paused;
+}
+
+/* A commit is heard of a little before others see it: a read that comes too
+ * early is repeated soon. */
+void outbox_ring(struct outbox_source *s)
+{
+    s->rings++;
+    s->delay = WOKEN;
+    if (s->activity == IDLE && may_read(s))
+        step_in(s, 0.);
+    else
+        s->is_woken = true;
 }
 
 /* --- the latest ----------------------------------------------------------------- */
@@ -135,11 +154,6 @@ static void read_what_fits(struct outbox_source *s)
         outbox_read(s);
     else
         step_in(s, 0.2); /* or when wake() says so */
-}
-
-static bool may_read(const struct outbox_source *s)
-{
-    return s->is_checked && s->has_started && !s->is_paused;
 }
 
 static bool wants_fence(const struct outbox_source *s, int64_t now)
@@ -335,7 +349,7 @@ struct outbox_source *outbox_source_new(struct ev_loop *loop,
     if (!outbox_sql_init(&s->sql, opts->table, opts->columns, err))
         goto fail;
     s->pool = pg_pool_new(loop, &pool, err);
-    if (!s->pool)
+    if (!s->pool || !outbox_listen(s, opts, err))
         goto fail;
     step_in(s, 0.);
     return s;
@@ -358,6 +372,7 @@ void outbox_source_free(struct outbox_source *s)
     ev_timer_stop(s->loop, &s->timer);
     s->stopping.is_asked = true;
     s->p = NULL;
+    pg_tail_free(s->tail);
     pg_pool_free(s->pool);
     ev_timer_stop(s->loop, &s->timer);
     outbox_cursor_fini(&s->cursor);
@@ -400,10 +415,11 @@ static int64_t missing(const struct ranges *r)
 
 json_t *outbox_source_json(const struct outbox_source *s)
 {
-    return json_pack("{s:s, s:s, s:s, s:b, s:s?, s:I, s:I, s:f, s:O?}", "kind",
-                     "outbox", "table", s->table, "state", state_name(s),
-                     "connected", pg_pool_connected(s->pool), "trouble",
-                     s->trouble, "last", (json_int_t)s->cursor.last, "missing",
-                     (json_int_t)missing(&s->cursor.gaps), "oldestGapSeconds",
-                     outbox_source_gap_age(s), "heldBy", s->holder);
+    return json_pack("{s:s, s:s, s:s, s:b, s:s?, s:I, s:I, s:f, s:O?, s:I}",
+                     "kind", "outbox", "table", s->table, "state",
+                     state_name(s), "connected", pg_pool_connected(s->pool),
+                     "trouble", s->trouble, "last", (json_int_t)s->cursor.last,
+                     "missing", (json_int_t)missing(&s->cursor.gaps),
+                     "oldestGapSeconds", outbox_source_gap_age(s), "heldBy",
+                     s->holder, "wakeUps", (json_int_t)s->rings);
 }

@@ -22,6 +22,7 @@ struct outbox_options {
     const char *url;
     const char *session_sql; /* e.g. the search path; may be NULL */
     const char *table, *columns;
+    const char *wake;    /* poll, notify or wal */
     int64_t interval_ms; /* longest pause between polls */
     int batch;           /* rows of a poll, at most */
     int64_t max_bytes;   /* a larger body is undecodable */

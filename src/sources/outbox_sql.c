@@ -76,7 +76,11 @@ const char outbox_check_sql[] =
     " (SELECT timeline_id::text FROM pg_control_checkpoint()),"
     " (SELECT string_agg(text, '; ') FROM (SELECT text FROM faults LIMIT 3) f),"
     " (SELECT coalesce(pg_sequence_last_value(oid), 0) FROM named"
-    "  WHERE oid IS NOT NULL)";
+    "  WHERE oid IS NOT NULL),"
+    " EXISTS (SELECT 1 FROM pg_trigger WHERE tgrelid = to_regclass($1)"
+    "  AND tgname = 'moontide_outbox_notify'),"
+    " EXISTS (SELECT 1 FROM pg_publication"
+    "  WHERE pubname = 'moontide_outbox')";
 
 /* Who may still own a missing number: the oldest transaction that writes, in
  * any database, or one that was prepared and forgotten. */

@@ -29,6 +29,8 @@ enum outbox_check {
     CHECK_TIMELINE,
     CHECK_PROBLEM,
     CHECK_SEQUENCE,
+    CHECK_TRIGGER, /* what outbox.wake needs is there */
+    CHECK_PUBLICATION,
 };
 
 /* The anchor: the event at $1 as text, the highest number, is there a row

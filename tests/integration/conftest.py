@@ -78,8 +78,8 @@ def database(postgres, migrated):
 @pytest.fixture
 def own_postgres(scratch):
     """A cluster the test may break."""
-    server = Postgres(scratch / f"pg{next(numbers)}").init().start()
-    yield server
+    server = Postgres(scratch / f"pg{next(numbers)}", settings={"wal_level": "logical"})
+    yield server.init().start()
     server.stop()
 
 

@@ -7,7 +7,8 @@ import threading
 from collections import defaultdict
 
 import psycopg2
-from harness import SLOWER
+import pytest
+from harness import SLOWER, Database
 from scenes import (assert_once_and_in_order, batch_recorder, count, make_rng, make_seen, recorder,
                     sized, wait_count)
 
@@ -345,3 +346,44 @@ def test_postgresql_restarted_meanwhile_loses_and_doubles_nothing(own_postgres, 
     assert [row[0] for row in shop.query("select n from seen order by place")] == list(range(2100))
     assert count(shop, "event_dead_letters") == 0
     assert host.stop() == 0
+
+
+AGGREGATE = "00000000-0000-4000-8000-000000000001"
+
+
+def outbox_of(host):
+    return host.ask("/v1/status").json()["sources"]["outbox"]
+
+
+@pytest.mark.parametrize("how", ["notify", "wal"])
+def test_a_commit_wakes_the_reading(own_postgres, make_host, how):
+    """Issue 4, latency: outbox.wake; its end is noticed, and nothing depends on it."""
+    own_postgres.query("create database woken")
+    database = Database(own_postgres, "woken")
+    host = make_host(settings={"database": {"url": database.url},
+                               "outbox": {"wake": how, "interval": "1s"}},
+                     handlers={"recorder": recorder()})
+    host.cli("migrate", "up", "-c", str(host.conf))
+    database.query("select moontide_outbox_wake(%s)", (how,))
+    make_seen(database)
+    host.start()
+
+    def publish_until_heard(n):
+        """The slot may still be in the making: what comes before that is polled."""
+        before = outbox_of(host)["wakeUps"]
+        while outbox_of(host)["wakeUps"] < before + 3:
+            database.publish("T", "A", AGGREGATE, {"n": n})
+            n += 1
+            wait_count(host, database, n)
+        return n
+
+    n = publish_until_heard(0)
+    ended = database.query("select pg_terminate_backend(pid) from pg_stat_activity"
+                           " where application_name like 'moontide%%' and pid <> pg_backend_pid()")
+    assert ended
+    n = publish_until_heard(n)
+    assert count(database) == n
+    database.query("select moontide_outbox_wake('poll')")
+    assert not database.value("select count(*) from pg_publication")
+    database.publish("T", "A", AGGREGATE, {"n": n})
+    wait_count(host, database, n + 1)
