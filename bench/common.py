@@ -197,6 +197,9 @@ class Bench:
         return self
 
     def __exit__(self, *exc):
+        if exc[0] is not None:
+            for log in self.folder.glob("*/server.log"):
+                print(f"--- {log}\n{tail(log)}", file=sys.stderr)
         for server in reversed(self.servers):
             server.stop() if hasattr(server, "stop") else server.end()
         shutil.rmtree(self.folder, ignore_errors=True)
