@@ -1,6 +1,7 @@
 #include "feed.h"
 
 #include "base/clock.h"
+#include "base/hash.h"
 #include "base/mem.h"
 #include "base/metrics.h"
 #include "base/scan.h"
@@ -15,10 +16,11 @@
 
 #define DIFFERENT 4096 /* records */
 #define HEADERS   6
-#define A_TURN    500 /* records, as the Kafka source takes */
+#define A_TURN    500   /* records, as the Kafka source takes */
+#define KEY_TEXTS 65536 /* more than fit into the window */
 
 struct record {
-    struct slice key, value;
+    struct slice value;
     struct kafka_header headers[HEADERS];
     char *memory;
 };
@@ -49,7 +51,6 @@ static void make_record(struct record *r, const struct sample *s)
     char *at = r->memory = xmalloc(s->value_len + 1024);
 
     r->value = keep(&at, s->value, s->value_len);
-    r->key = keep(&at, s->key, strlen(s->key));
     for (int i = 0; i < HEADERS; i++) {
         r->headers[i].name = keep(&at, pairs[i][0], strlen(pairs[i][0]));
         r->headers[i].value = keep(&at, pairs[i][1], strlen(pairs[i][1]));
@@ -89,6 +90,19 @@ static const struct source_ops source = {
     .release = release,
 };
 
+/* More keys than different records: each event has one of its own, in a text
+ * that lives longer than anything may be on its way. */
+static struct slice key_of(struct feed *f)
+{
+    char *text = f->keys[(size_t)f->offered % KEY_TEXTS];
+    uint64_t n = hash_mix((uint64_t)f->offered, 7) % f->shape.keys;
+
+    memcpy(text, "o-", 2);
+    for (size_t i = KEY_SIZE; i-- > 2; n /= 10)
+        text[i] = (char)('0' + n % 10);
+    return (struct slice){text, KEY_SIZE};
+}
+
 static void offer(struct feed *f)
 {
     const struct record *r = &f->records[(size_t)f->offered % f->n_records];
@@ -96,7 +110,7 @@ static void offer(struct feed *f)
         f->parts[(size_t)f->offered / A_TURN % f->shape.partitions];
     struct event *event = pipeline_event_new(f->pl, p);
     struct kafka_kept *kept =
-        kafka_kept_new(f->keeper, r->key, r->value, r->headers,
+        kafka_kept_new(f->keeper, key_of(f), r->value, r->headers,
                        f->shape.headers ? HEADERS : 0);
     struct decoded decoded;
     struct err err;
@@ -208,6 +222,7 @@ void feed_init(struct feed *f, const struct feed_shape *shape, size_t down_size,
     f->keeper = kafka_keeper_new(0, NULL);
     f->n_records = DIFFERENT;
     f->records = xcalloc(f->n_records, sizeof(*f->records));
+    f->keys = xcalloc(KEY_TEXTS, KEY_SIZE);
     for (size_t i = 0; i < f->n_records; i++) {
         sample_make(&s, i, shape->keys, shape->size);
         make_record(&f->records[i], &s);
@@ -243,6 +258,7 @@ void feed_fini(struct feed *f)
     for (size_t i = 0; i < f->n_records; i++)
         free(f->records[i].memory);
     free(f->records);
+    free(f->keys);
     free(f->parts);
     channel_close(&f->ch);
 }

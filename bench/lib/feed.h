@@ -14,6 +14,8 @@
 
 #include <stdbool.h>
 
+#define KEY_SIZE 10 /* o-00000000 */
+
 struct feed_shape {
     long events;
     uint64_t keys;
@@ -30,6 +32,7 @@ struct feed {
     struct metrics *metrics;
     struct record *records; /* so many different ones, over and over */
     size_t n_records;
+    char (*keys)[KEY_SIZE]; /* of the latest events */
     struct partition **parts;
     struct scan *scan;
     struct kafka_keeper *keeper;
