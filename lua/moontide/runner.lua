@@ -146,15 +146,20 @@ local function trace(value)
   return v
 end
 
--- Waiting for another's inbox row is no attempt.
 local LOCK_NOT_AVAILABLE = "55P03"
 local FENCED = "MT002"
 
 local function of_db(err)
+  return new(err.code == FENCED and "fenced" or "retry", err.class, err.code, err.message)
+end
+
+-- Waiting for another's inbox row is no attempt. Any other lock counts one: a
+-- lock that is never free would else be asked for for ever.
+local function of_inbox(err)
   if err.code == LOCK_NOT_AVAILABLE then
     return new("snooze", "transient", err.code, "waits for the inbox row", 200)
   end
-  return new(err.code == FENCED and "fenced" or "retry", err.class, err.code, err.message)
+  return of_db(err)
 end
 
 local INBOX = "INSERT INTO event_inbox (handler, event_id) VALUES ($1, $2) "
@@ -164,7 +169,7 @@ local INBOX = "INSERT INTO event_inbox (handler, event_id) VALUES ($1, $2) "
 local function enter(tx, id)
   if host.mode() == "test" then return true end
   local rows, err = tx:query(INBOX, host.handler, id)
-  if not rows then return false, of_db(err) end
+  if not rows then return false, of_inbox(err) end
   if #rows == 0 then
     host.note_duplicate()
     return false, nil
@@ -241,7 +246,7 @@ function Batch:enter(tx, list)
   local ids = {}
   for n, i in ipairs(list) do ids[n] = self.places[i].id end
   local rows, err = tx:query(INBOX_MANY, host.handler, host.require("db").array(ids, "text"))
-  if not rows then return nil, of_db(err) end
+  if not rows then return nil, of_inbox(err) end
   local new_ids, fresh, known = {}, {}, {}
   for _, row in ipairs(rows) do new_ids[row.event_id] = true end
   for _, i in ipairs(list) do

@@ -706,6 +706,42 @@ static void a_handler_leaves_no_settings_behind(void **state)
                    DB, NULL));
 }
 
+/* A session of somebody else, in the middle of a transaction with `text`. */
+static struct pg_sync *busy_elsewhere(const char *text)
+{
+    struct err err;
+    struct pg_sync *db = pg_sync_connect(getenv("MOONTIDE_TEST_PG"), &err);
+
+    if (!db ||
+        !pg_sync_script(db, "SET search_path = " SCHEMA "; BEGIN", &err) ||
+        !pg_sync_script(db, text, &err))
+        fail_msg("%s", err.msg);
+    return db;
+}
+
+/* Only the wait for the inbox row is nobody's fault: a lock that the handler
+ * itself does not get is a failed attempt, or it would be tried for ever. */
+static void a_lock_not_got_counts_unless_it_is_the_inbox(void **state)
+{
+    static const char body[] = "ctx.tx:exec('UPDATE t SET b = 1')";
+    static const char decl[] = "{\"transaction\":true,\"timeout_ms\":400}";
+    struct pg_sync *other;
+    struct seen seen;
+
+    (void)state;
+    sql("TRUNCATE t, event_inbox");
+    other = busy_elsewhere("LOCK TABLE t");
+    seen = run(body, decl, NULL);
+    pg_sync_close(other);
+    assert_end(body, &seen, VERDICT_RETRY, CLASS_TRANSIENT, "lock timeout");
+    assert_string_equal(seen.code, "55P03");
+    other = busy_elsewhere("INSERT INTO event_inbox (handler, event_id)"
+                           " VALUES ('probe', 'e-1')");
+    seen = run(body, decl, NULL);
+    pg_sync_close(other);
+    assert_end(body, &seen, VERDICT_SNOOZE, CLASS_TRANSIENT, "inbox row");
+}
+
 int main(void)
 {
     const struct CMUnitTest alone[] = {
@@ -737,6 +773,7 @@ int main(void)
         cmocka_unit_test(a_timeout_ends_the_statement_and_the_delivery),
         cmocka_unit_test(a_handler_cannot_end_its_transaction),
         cmocka_unit_test(a_handler_leaves_no_settings_behind),
+        cmocka_unit_test(a_lock_not_got_counts_unless_it_is_the_inbox),
     };
     int failed;
 
