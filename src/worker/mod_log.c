@@ -189,18 +189,17 @@ static int l_histogram(lua_State *L)
 
 static bool is_declared(lua_State *L, const char *label)
 {
-    bool is = false;
+    bool is = false, is_end = false;
 
     lua_getfield(L, 1, "labels");
-    for (int i = 1; lua_istable(L, -1) && !is; i++) {
+    for (int i = 1; lua_istable(L, -1) && !is && !is_end; i++) {
         const char *name;
 
         lua_rawgeti(L, -1, i);
         name = lua_tostring(L, -1);
+        is = name && strcmp(name, label) == 0;
+        is_end = !name;
         lua_pop(L, 1);
-        if (!name)
-            break;
-        is = strcmp(name, label) == 0;
     }
     lua_pop(L, 1);
     return is;
@@ -232,13 +231,14 @@ static json_t *read_labels(lua_State *L, int index)
     return labels;
 }
 
-static const char *field_text(lua_State *L, const char *name)
+/* [+1]: the text stays on the stack, for a number that a handler put there was
+ * turned into a text which nothing else holds. */
+static const char *push_field(lua_State *L, const char *name)
 {
     const char *text;
 
     lua_getfield(L, 1, name);
     text = lua_tostring(L, -1);
-    lua_pop(L, 1); /* the metric keeps it */
     return text ? text : "";
 }
 
@@ -251,9 +251,9 @@ static int record(lua_State *L, double value, int labels_index)
     luaL_checktype(L, 1, LUA_TTABLE);
     luaL_argcheck(L, isfinite(value), 2, "a finite number expected");
     labels = read_labels(L, labels_index);
-    kind = field_text(L, "kind");
-    name = field_text(L, "name");
-    help = field_text(L, "help");
+    kind = push_field(L, "kind");
+    name = push_field(L, "name");
+    help = push_field(L, "help");
     if (rt->mode == MODE_PERFORM)
         metrics_custom(rt->metrics, kind, name, help, labels, value);
     else
@@ -264,8 +264,9 @@ static int record(lua_State *L, double value, int labels_index)
 static void check_kind(lua_State *L, const char *kind, const char *what)
 {
     luaL_checktype(L, 1, LUA_TTABLE);
-    if (strcmp(field_text(L, "kind"), kind) != 0)
+    if (strcmp(push_field(L, "kind"), kind) != 0)
         luaL_error(L, "only a %s has %s", kind, what);
+    lua_pop(L, 1);
 }
 
 static int l_inc(lua_State *L)
