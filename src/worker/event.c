@@ -72,7 +72,9 @@ struct event *event_take(struct runtime *rt, const struct delivery_msg *d)
     return ev;
 }
 
-static void forget_values(struct event *ev)
+/* Nobody catches an error here. Clearing a field that is there needs no memory;
+ * one that is not there would be made first. */
+static void clear_kept(const struct event *ev)
 {
     struct vm *vm = ev->vm;
     lua_State *L = vm->L;
@@ -81,6 +83,8 @@ static void forget_values(struct event *ev)
         return;
     vm_push_ref(L, vm, REF_PAYLOADS);
     for (int i = 0; i < KEPT_COUNT; i++) {
+        if (!(ev->kept & 1u << i))
+            continue;
         lua_pushnil(L);
         lua_rawseti(L, -2, ev->slot * KEPT_COUNT + i);
     }
@@ -88,20 +92,26 @@ static void forget_values(struct event *ev)
     vm->free_slots[vm->free_slots_len++] = ev->slot;
 }
 
+void event_leave_vm(struct event *ev)
+{
+    if (ev->slot)
+        clear_kept(ev);
+    ev->vm = NULL;
+    ev->slot = 0;
+    ev->kept = 0;
+}
+
 void event_put(struct runtime *rt, struct event *ev)
 {
     ev->generation++;
     ev->body.generation = ev->metadata.generation = ev->generation;
-    if (ev->slot)
-        forget_values(ev);
+    event_leave_vm(ev);
     if (ev->body.doc.tape)
         doc_fini(&ev->body.doc);
     if (ev->metadata.doc.tape)
         doc_fini(&ev->metadata.doc);
     free(ev->copy);
     ev->copy = NULL;
-    ev->vm = NULL;
-    ev->slot = 0;
     ev->payload = 0;
     ev->is_parsed = ev->is_undecodable = ev->has_begun = false;
     list_insert(rt->spare_events.next, &ev->link); /* warm memory first */
@@ -317,18 +327,15 @@ static int take_slot(struct vm *vm)
     return vm->last_slot;
 }
 
-/* [-0, +1]: the kept value, or false and nothing. */
+/* [-0, +1]: the kept value, or false and nothing. No kept value is nil. */
 static bool push_kept(lua_State *L, struct event *ev, enum kept kept)
 {
-    if (!ev->slot)
+    if (!(ev->kept & 1u << kept))
         return false;
     vm_push_ref(L, vm_of(L), REF_PAYLOADS);
     lua_rawgeti(L, -1, ev->slot * KEPT_COUNT + (int)kept);
     lua_remove(L, -2);
-    if (!lua_isnil(L, -1))
-        return true;
-    lua_pop(L, 1);
-    return false;
+    return true;
 }
 
 /* Keep the value on top, which stays there. */
@@ -338,14 +345,12 @@ static void keep(lua_State *L, struct event *ev, enum kept kept)
 
     vm_push_ref(L, vm, REF_PAYLOADS);
     if (!ev->slot) {
-        /* The table's fields must be there before event_put() clears them. */
-        int slot = take_slot(vm);
-
-        ev->slot = slot;
+        ev->slot = take_slot(vm);
         ev->vm = vm;
     }
     lua_pushvalue(L, -2);
-    lua_rawseti(L, -2, ev->slot * KEPT_COUNT + (int)kept);
+    lua_rawseti(L, -2, ev->slot * KEPT_COUNT + (int)kept); /* may raise */
+    ev->kept |= 1u << kept;
     lua_pop(L, 1);
 }
 

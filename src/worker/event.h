@@ -21,6 +21,7 @@ struct event {
     uint64_t generation;
     uint32_t payload; /* node in body; 0: none */
     int slot;         /* of its values in the vm's REF_PAYLOADS; 0: none */
+    unsigned kept;    /* a bit for each value that is there */
     void *copy;       /* heap copy of the bytes */
     bool is_parsed;
     bool is_undecodable; /* touched, and no JSON: dead, whatever is returned */
@@ -32,6 +33,8 @@ struct event {
 struct event *event_take(struct runtime *rt, const struct delivery_msg *d);
 /* Its delivery is over: Lua values of it are dead from now on. */
 void event_put(struct runtime *rt, struct event *ev);
+/* Forget its Lua values: it runs again, perhaps in another vm. */
+void event_leave_vm(struct event *ev);
 /* Copy the bytes out of the ring. */
 void event_keep(struct event *ev);
 void events_free(struct runtime *rt); /* the pool, at the runtime's end */

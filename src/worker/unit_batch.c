@@ -45,6 +45,7 @@ static void run_again_smaller(struct unit *unit, struct task *task)
         if (!task->batch[i])
             continue;
         task->batch[i]->has_begun = false;
+        event_leave_vm(task->batch[i]);
         mark_started(unit->rt, task->batch[i]->d.slot, false);
         list_insert(front, &task->batch[i]->link);
         unit->n_waiting++;

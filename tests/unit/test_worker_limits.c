@@ -259,11 +259,38 @@ static void test_ending_while_deliveries_wait(void **state)
     }
 }
 
+/* Whatever a delivery has touched, its end needs no memory: out of it outside a
+ * protected call is the end of the worker. */
+static void test_a_delivery_ends_without_memory(void **state)
+{
+    static const char *const touched[] = {"payload", "metadata", "source"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(touched) / sizeof(*touched); i++) {
+        char *source = xasprintf("return { handle = function(event, ctx) "
+                                 "local it = event.%s "
+                                 "require('moontide.timer').sleep(60) "
+                                 "return it.x end }",
+                                 touched[i]);
+        struct harness h;
+
+        harness_init(&h, source, "{\"timeout_ms\":5}");
+        for (uint32_t slot = 1; slot <= 12; slot++)
+            harness_offer(&h, slot, slot, 0, "{}");
+        assert_int_equal(h.n_seen, 0);
+        h.rt.vms->limit = 1;
+        harness_wait(&h, 12);
+        harness_fini(&h);
+        free(source);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ending_while_deliveries_wait),
         cmocka_unit_test(test_transactions_leave_nothing_behind),
+        cmocka_unit_test(test_a_delivery_ends_without_memory),
         cmocka_unit_test(test_endless_loops_end),
         cmocka_unit_test(test_memory_bombs_end),
         cmocka_unit_test(test_replaced_after_a_limit),
