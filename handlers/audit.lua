@@ -18,14 +18,27 @@ local function place_of(source)
   return ("%s:%s"):format(source.table or source.kind, tostring(source.seq))
 end
 
+--- A CloudEvent's version may be text such as "v2"; the column is an int. Which
+--- event it was must not hang on that: the number in it, or 1.
+local function version_of(event)
+  local version = event.version
+  if type(version) == "string" then version = tonumber(version:match("%d+")) end
+  return version and version < 2 ^ 31 and version or 1
+end
+
+local function aggregate_version_of(event)
+  local version = event.aggregate_version
+  return type(version) ~= "string" and version or nil
+end
+
 --- What was not changed is encoded byte for byte as it came.
 local function row_of(event)
   local metadata = event.metadata or {}
   local payload = event.payload
   if payload == nil then payload = json.null end
   return {
-    event.id, event.type, event.version or 1, event.aggregate_type or "", event.aggregate_id or "",
-    event.aggregate_version, event.occurred_at, metadata.actorId, metadata.correlationId,
+    event.id, event.type, version_of(event), event.aggregate_type or "", event.aggregate_id or "",
+    aggregate_version_of(event), event.occurred_at, metadata.actorId, metadata.correlationId,
     place_of(event.source), json.encode(payload), json.encode(metadata),
   }
 end

@@ -34,6 +34,16 @@ describe("audit", function()
     assert.equal("e-2", rows_of(run)[2][1])
   end)
 
+  it("keeps a version that is no number as the number in it, or 1", function()
+    local versions = { { 3, 3, 3 }, { "v2", 2 }, { "draft", 1 }, { "1.10", 1 }, { 4e12, 1, 4e12 } }
+    for _, case in ipairs(versions) do
+      local event = testing.event("A", { version = case[1], aggregate_version = case[1] })
+      local row = rows_of(audit:run(event))[1]
+      assert.equal(case[2], row[3])
+      assert.equal(case[3], row[6])
+    end
+  end)
+
   it("retries when the table does not take the rows", function()
     audit:answer("tx.copy", nil, { class = "transient", code = "57P01", message = "shutting down" })
     assert.equal("retry", audit:run(testing.event("A", {})).verdict)

@@ -5,14 +5,14 @@ error("lua/meta describes the API for editors: it is not for require")
 ---@class moontide.Event
 ---@field id string
 ---@field type string
----@field version integer schema version of the type
+---@field version integer|string schema version of the type; text when it is no whole number
 ---@field aggregate_type string
 ---@field aggregate_id string
----@field aggregate_version? integer
+---@field aggregate_version? integer|string
 ---@field occurred_at string RFC 3339, µs
 ---@field occurred_at_us integer µs since 1970
 ---@field payload any
----@field metadata moontide.Metadata
+---@field metadata moontide.Metadata empty when there is none, or none that is a JSON object
 ---@field source moontide.Source
 ---@field attempt integer 1 for the first
 ---@field raw string the body's bytes

@@ -289,13 +289,27 @@ static int push_fact(lua_State *L, struct event *ev, enum fact fact)
     return 1;
 }
 
+static bool is_whole(struct slice text)
+{
+    size_t i = text.len > 0 && text.ptr[0] == '-';
+    bool has_digits = i < text.len && text.len <= 18;
+
+    for (; has_digits && i < text.len; i++)
+        has_digits = text.ptr[i] >= '0' && text.ptr[i] <= '9';
+    return has_digits;
+}
+
+/* CloudEvents may say "v2" or "1.10": what is no whole number stays text. */
 static int push_number_fact(lua_State *L, struct event *ev, enum fact fact,
                             bool has_default)
 {
+    struct slice text = {NULL, 0};
+
     push_fact(L, ev, fact);
-    if (!lua_isnil(L, -1) && lua_isnumber(L, -1))
-        vm_push_int64(L, strtoll(lua_tostring(L, -1), NULL, 10));
-    else if (lua_isnil(L, -1) && has_default)
+    text.ptr = lua_tolstring(L, -1, &text.len);
+    if (text.ptr && is_whole(text))
+        vm_push_int64(L, strtoll(text.ptr, NULL, 10));
+    else if (!text.ptr && has_default)
         lua_pushinteger(L, 1);
     else
         return 1;
@@ -381,7 +395,10 @@ static void push_parsed_metadata(lua_State *L, struct event *ev)
         fail(ev, "metadata", err.msg);
         raise_undecodable(L, ev);
     }
-    lazy_push(L, &ev->metadata, DOC_ROOT, 0);
+    if (node_type(&ev->metadata.doc, DOC_ROOT) == NODE_OBJECT)
+        lazy_push(L, &ev->metadata, DOC_ROOT, 0);
+    else
+        lua_newtable(L); /* what is no object has no names to ask for */
 }
 
 /* CloudEvents: all extension attributes, with our names where they have one. */

@@ -305,6 +305,62 @@ static void test_facts_from_envelopes(void **state)
     harness_fini(&h);
 }
 
+/* Whatever a producer wrote there, a handler may look into the metadata. */
+static void test_metadata_is_a_table(void **state)
+{
+    static const char *const odd[] = {"null", "7",   "\"text\"",
+                                      "true", "[1]", "{}"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(odd) / sizeof(*odd); i++) {
+        struct harness h;
+        struct delivery_msg d = harness_event(1, 1, "{}");
+        char padded[64] = "";
+
+        snprintf(padded, sizeof(padded), "%s", odd[i]);
+        d.facts[FACT_METADATA] = (struct slice){padded, strlen(odd[i])};
+        harness_init(&h,
+                     "local json = require('moontide.json') return { handle ="
+                     " function(event, ctx) return ctx.skip("
+                     "tostring(event.metadata.x) .. type(event.metadata)"
+                     " .. json.encode(event.metadata)) end }",
+                     "{}");
+        unit_offer(h.unit, &d);
+        harness_wait(&h, 1);
+        assert_string_equal(h.seen[0].reason, "niltable{}");
+        harness_fini(&h);
+    }
+}
+
+/* A version is a number, or the text that was given for one. */
+static void test_versions_are_numbers_or_text(void **state)
+{
+    static const char *const versions[][2] = {
+        {"2", "number2"},
+        {"v2", "stringv2"},
+        {"1.10", "string1.10"},
+        {"0x10", "string0x10"},
+        {"-1", "number-1"},
+        {"20260301103000123456", "string20260301103000123456"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(versions) / sizeof(*versions); i++) {
+        struct harness h;
+        struct delivery_msg d = harness_event(1, 1, "{}");
+
+        d.facts[FACT_VERSION] = slice_of(versions[i][0]);
+        harness_init(&h,
+                     "return { handle = function(event, ctx) return"
+                     " ctx.skip(type(event.version) .. event.version) end }",
+                     "{}");
+        unit_offer(h.unit, &d);
+        harness_wait(&h, 1);
+        assert_string_equal(h.seen[0].reason, versions[i][1]);
+        harness_fini(&h);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -314,6 +370,8 @@ int main(void)
         cmocka_unit_test(test_kept_values_are_over),
         cmocka_unit_test(test_values_survive_waiting),
         cmocka_unit_test(test_facts_from_envelopes),
+        cmocka_unit_test(test_metadata_is_a_table),
+        cmocka_unit_test(test_versions_are_numbers_or_text),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
