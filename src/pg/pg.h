@@ -117,6 +117,10 @@ void pg_request_forget(struct pg_request *req);
  * cancelled; callbacks that have not run never will. */
 void pg_pool_release(struct pg_conn *conn);
 
+/* What ran on it may have left something on the session (settings, locks,
+ * temporary tables): the release cleans it before anybody else gets it. */
+void pg_conn_soil(struct pg_conn *conn);
+
 /* LISTEN on a connection of its own, kept up over reconnects. The channel must
  * be a plain identifier. */
 void pg_pool_listen(struct pg_pool *pool, const char *channel, pg_notify_fn *cb,

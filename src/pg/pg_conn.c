@@ -214,6 +214,11 @@ bool pg_conn_in_transaction(const struct pg_conn *conn)
     return conn->pq && PQtransactionStatus(conn->pq) != PQTRANS_IDLE;
 }
 
+void pg_conn_soil(struct pg_conn *conn)
+{
+    conn->soiled = true;
+}
+
 void pg_query(struct pg_conn *conn, const char *sql, int n,
               const struct pg_param *params, pg_result_fn *cb, void *arg)
 {

@@ -138,6 +138,7 @@ struct pg_conn {
     enum conn_state state;
     bool pinned, broken, notified;
     bool cancelled; /* once was: not for reuse after its release */
+    bool soiled;    /* its session is to be cleaned at its release */
     ev_io reader, writer;
     ev_timer deadline; /* of connecting */
     struct resolver *resolver;

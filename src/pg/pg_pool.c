@@ -342,6 +342,47 @@ static void drop_requests(struct pg_conn *conn)
     conn->building = NULL;
 }
 
+/* All that a session can carry over, except the plans that are ours; those of
+ * PREPARE as a statement are somebody else's. */
+static const char cleaning[] =
+    "RESET SESSION AUTHORIZATION; RESET ALL; CLOSE ALL; UNLISTEN *;"
+    "SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES;"
+    "DO $$ DECLARE plan text; BEGIN"
+    " FOR plan IN SELECT name FROM pg_prepared_statements WHERE from_sql LOOP"
+    " EXECUTE format('DEALLOCATE %I', plan); END LOOP; END $$;";
+
+/* A session that could not be cleaned is for nobody. */
+static void on_cleaned(void *arg, const struct pg_result *res,
+                       const struct err *err)
+{
+    struct pg_conn *conn = arg;
+
+    (void)res;
+    conn->cancelled |= err != NULL;
+}
+
+/* Behind a pooler in transaction mode the script would meet another session
+ * than the one that it is for. */
+static void clean_session(struct pg_conn *conn)
+{
+    const struct pg_pool_options *opts = &conn->pool->opts;
+    bool is_open = PQtransactionStatus(conn->pq) != PQTRANS_IDLE;
+    bool is_soiled = conn->soiled && !opts->no_prepare;
+    struct pg_request *req;
+    char *sql;
+
+    conn->soiled = false;
+    if (!is_open && !is_soiled)
+        return;
+    sql = xasprintf("%s%s%s", is_open ? "ROLLBACK;" : "",
+                    is_soiled ? cleaning : "",
+                    is_soiled && opts->session_sql ? opts->session_sql : "");
+    req = request_new(conn->pool, REQUEST_SCRIPT);
+    request_add(req, sql, 0, NULL, is_soiled ? on_cleaned : NULL, conn);
+    free(sql);
+    conn_enqueue(conn, req);
+}
+
 /* The pool gets the connection back at the next kick, or when what is still
  * running has ended. */
 void pg_pool_release(struct pg_conn *conn)
@@ -362,11 +403,8 @@ void pg_pool_release(struct pg_conn *conn)
         pg_cancel(conn);
     } else if (conn->cancelled) {
         conn->broken = true;
-    } else if (PQtransactionStatus(conn->pq) != PQTRANS_IDLE) {
-        struct pg_request *req = request_new(pool, REQUEST_SCRIPT);
-
-        request_add(req, "ROLLBACK", 0, NULL, NULL, NULL);
-        conn_enqueue(conn, req);
+    } else {
+        clean_session(conn);
     }
     pool_kick(pool);
 }

@@ -480,6 +480,34 @@ static bool changes_session(const char *sql)
     return false;
 }
 
+static bool has_word(const char *sql, const char *word)
+{
+    size_t len = strlen(word);
+
+    for (const char *at = sql; (at = strcasestr(at, word)); at += len)
+        if ((at == sql || !isalnum((unsigned char)at[-1])) &&
+            !isalnum((unsigned char)at[len]))
+            return true;
+    return false;
+}
+
+/* May a statement leave something on its session? What is refused above does
+ * not count, and what is in doubt does: cleaning costs one round trip, which
+ * nobody waits for but the next on this session. */
+static bool may_soil(const char *sql)
+{
+    static const char *const plain[] = {
+        "select", "insert", "update", "delete",    "with",    "values",
+        "merge",  "table",  "set",    "savepoint", "release", "rollback"};
+
+    for (size_t i = 0; i < sizeof(plain) / sizeof(*plain); i++)
+        if (take_word(&sql, plain[i]))
+            return strcasestr(sql, "set_config") ||
+                   strcasestr(sql, "advisory_lock") || has_word(sql, "temp") ||
+                   has_word(sql, "temporary");
+    return true;
+}
+
 static const char *check_sql(lua_State *L, const struct session *s)
 {
     const char *sql = luaL_checkstring(L, 2);
@@ -503,6 +531,8 @@ static int run_statement(lua_State *L, enum want want)
     if (!db_params_read(L, 3, &op->params, &op->err))
         return op_refuse(L, op);
     s->op = op;
+    if (may_soil(sql))
+        pg_conn_soil(s->conn);
     pg_pipeline_begin(s->conn);
     queue_begin(s);
     pg_pipeline_queue(s->conn, sql, op->params.n, op->params.list, on_result,

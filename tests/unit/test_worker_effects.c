@@ -742,6 +742,60 @@ static void a_lock_not_got_counts_unless_it_is_the_inbox(void **state)
     assert_end(body, &seen, VERDICT_SNOOZE, CLASS_TRANSIENT, "inbox row");
 }
 
+/* What statements leave on a session though they are no SET. */
+static void a_session_is_clean_for_the_next(void **state)
+{
+    static const char *const dirt[] = {
+        "SELECT set_config('search_path', 'pg_catalog', false)",
+        "SELECT set_config('role', 'pg_monitor', false)",
+        "SELECT set_config('statement_timeout', '1', false)",
+        "SELECT pg_advisory_lock(4711)",
+        "CREATE TEMP TABLE t (x int)",
+        "SELECT 1 AS x INTO TEMP t",
+        "PREPARE mine AS SELECT 1",
+        "DO $$ BEGIN PERFORM set_config('search_path', 'x', false); END $$",
+    };
+    static const char check[] =
+        "for i = 1, 8 do\n"
+        "  local r = assert(db.query([[SELECT current_setting('search_path') AS"
+        " path, current_setting('statement_timeout') AS t, current_user ="
+        " session_user AS own, (SELECT count(*) FROM pg_locks WHERE locktype ="
+        " 'advisory' AND pid = pg_backend_pid()) AS locks,"
+        " to_regclass('pg_temp.t') IS NULL AS gone, (SELECT count(*) FROM"
+        " pg_prepared_statements WHERE from_sql) AS prepared]]))[1]\n"
+        "  assert(r.path:find('" SCHEMA "', 1, true), r.path)\n"
+        "  assert(r.t == '1min' and r.own and r.locks == 0 and r.gone,"
+        " r.t .. r.locks) assert(r.prepared == 0)\n"
+        "end";
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(dirt) / sizeof(*dirt); i++) {
+        char *alone = xasprintf("assert(db.query([[%s]]))\n%s", dirt[i], check);
+        char *inside = xasprintf("db.transaction(function(tx) tx:exec([[%s]])"
+                                 " return true end)\n%s",
+                                 dirt[i], check);
+
+        assert_ack(run(alone, DB, NULL));
+        assert_ack(run(inside, DB, NULL));
+        free(alone);
+        free(inside);
+    }
+}
+
+static void a_clean_session_keeps_its_plans(void **state)
+{
+    (void)state;
+    assert_ack(run("local function pid() return assert(db.query([[SELECT"
+                   " pg_backend_pid() AS pid, (SELECT count(*) FROM"
+                   " pg_prepared_statements) AS n]]))[1] end\n"
+                   "pid() pid() local before = pid()\n"
+                   "assert(db.query('SELECT pg_advisory_lock(1)'))\n"
+                   "local after = pid()\n"
+                   "assert(before.pid == after.pid and after.n >= 1 and"
+                   " before.n >= 1)",
+                   DB, NULL));
+}
+
 int main(void)
 {
     const struct CMUnitTest alone[] = {
@@ -774,6 +828,8 @@ int main(void)
         cmocka_unit_test(a_handler_cannot_end_its_transaction),
         cmocka_unit_test(a_handler_leaves_no_settings_behind),
         cmocka_unit_test(a_lock_not_got_counts_unless_it_is_the_inbox),
+        cmocka_unit_test(a_session_is_clean_for_the_next),
+        cmocka_unit_test(a_clean_session_keeps_its_plans),
     };
     int failed;
 
