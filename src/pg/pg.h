@@ -140,6 +140,8 @@ void pg_pipeline_begin(struct pg_conn *conn);
 void pg_pipeline_queue(struct pg_conn *conn, const char *sql, int n,
                        const struct pg_param *params, pg_result_fn *cb,
                        void *arg);
+/* One whose text hardly comes twice: it takes no place among the prepared. */
+void pg_pipeline_queue_once(struct pg_conn *conn, const char *sql);
 void pg_pipeline_sync(struct pg_conn *conn, pg_result_fn *cb, void *arg);
 
 /* `sql` is a COPY … FROM STDIN; `rows` its whole input in the format it names.

@@ -128,7 +128,7 @@ static bool send_op(struct pg_conn *conn, struct op *op)
     struct stmt *stmt;
     char name[32];
 
-    if (conn->pool->opts.no_prepare)
+    if (conn->pool->opts.no_prepare || op->once)
         return send_plain(conn, op);
     stmt = stmts_use(&conn->stmts, op);
     if (stmt->uses < 2)
@@ -241,6 +241,12 @@ void pg_pipeline_queue(struct pg_conn *conn, const char *sql, int n,
 {
     CHECK(conn->building);
     request_add(conn->building, sql, n, params, cb, arg);
+}
+
+void pg_pipeline_queue_once(struct pg_conn *conn, const char *sql)
+{
+    CHECK(conn->building);
+    request_add(conn->building, sql, 0, NULL, NULL, NULL)->once = true;
 }
 
 void pg_pipeline_sync(struct pg_conn *conn, pg_result_fn *cb, void *arg)

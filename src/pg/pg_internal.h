@@ -41,6 +41,7 @@ struct op {
     void *arg;
     uint64_t stmt; /* id in the connection's cache while preparing, or 0 */
     bool preparing;
+    bool once; /* never prepared */
     const struct pg_result *res;
     bool failed;
     struct err err;

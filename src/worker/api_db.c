@@ -379,38 +379,35 @@ static int op_refuse(lua_State *L, struct op *op)
 
 /* --- statements ----------------------------------------------------------- */
 
+/* Not set_config(): a SELECT takes a snapshot, and after one the transaction
+ * cannot choose its isolation level any more. */
+static void queue_limit(struct session *s, const char *name, int64_t ms)
+{
+    char sql[96];
+
+    snprintf(sql, sizeof(sql), "SET LOCAL %s = %" PRId64, name, ms);
+    pg_pipeline_queue_once(s->conn, sql);
+}
+
 /* A pooler in transaction mode may give any session, also one that has not seen
  * session_sql(): what promises rest on is said again in each transaction. */
 static void queue_session_limits(struct session *s)
 {
-    char idle[24];
-    const struct pg_param param = {.value = idle};
-
-    snprintf(idle, sizeof(idle), "%" PRId64, idle_limit_ms(s->rt));
-    pg_pipeline_queue(s->conn,
-                      "SELECT set_config('idle_in_transaction_session_timeout',"
-                      " $1, true)",
-                      1, &param, NULL, NULL);
+    queue_limit(s, "idle_in_transaction_session_timeout", idle_limit_ms(s->rt));
 }
 
 /* BEGIN with limits below the delivery's own: the server gives up before the
  * worker does, and the session is in no doubt. */
 static void queue_begin(struct session *s)
 {
-    char limit[24], lock[24];
     int64_t lock_ms = s->limit_ms / 2 < 5000 ? s->limit_ms / 2 : 5000;
-    const struct pg_param params[] = {{.value = limit}, {.value = lock}};
 
     if (!s->transaction || s->begun)
         return;
     s->begun = true;
-    snprintf(limit, sizeof(limit), "%" PRId64, s->limit_ms);
-    snprintf(lock, sizeof(lock), "%" PRId64, lock_ms);
     pg_pipeline_queue(s->conn, "BEGIN", 0, NULL, NULL, NULL);
-    pg_pipeline_queue(s->conn,
-                      "SELECT set_config('statement_timeout', $1, true),"
-                      " set_config('lock_timeout', $2, true)",
-                      2, params, NULL, NULL);
+    queue_limit(s, "statement_timeout", s->limit_ms);
+    queue_limit(s, "lock_timeout", lock_ms);
     if (!flag(s->rt, "database.prepare", true))
         queue_session_limits(s);
 }

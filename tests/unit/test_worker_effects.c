@@ -796,6 +796,24 @@ static void a_clean_session_keeps_its_plans(void **state)
                    DB, NULL));
 }
 
+/* The limits of a transaction must not be its first statement that sees data:
+ * after one the level cannot be chosen any more. */
+static void a_transaction_can_choose_its_isolation(void **state)
+{
+    (void)state;
+    assert_ack(
+        run("for _ = 1, 3 do assert(db.transaction(function(tx)\n"
+            "  tx:exec('SET TRANSACTION ISOLATION LEVEL REPEATABLE READ')\n"
+            "  local r = tx:query([[SELECT"
+            " current_setting('transaction_isolation') AS level,"
+            " current_setting('statement_timeout') AS t,"
+            " current_setting('lock_timeout') AS l]])[1]\n"
+            "  assert(r.level == 'repeatable read', r.level)\n"
+            "  assert(r.t ~= '1min' and r.l == '5s', r.t .. r.l)\n"
+            "end)) end",
+            DB, NULL));
+}
+
 int main(void)
 {
     const struct CMUnitTest alone[] = {
@@ -830,6 +848,7 @@ int main(void)
         cmocka_unit_test(a_lock_not_got_counts_unless_it_is_the_inbox),
         cmocka_unit_test(a_session_is_clean_for_the_next),
         cmocka_unit_test(a_clean_session_keeps_its_plans),
+        cmocka_unit_test(a_transaction_can_choose_its_isolation),
     };
     int failed;
 
