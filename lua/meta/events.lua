@@ -21,13 +21,13 @@ local events = {}
 ---@return string|nil id, moontide.Error? err
 function events.publish(event) end
 
---- All events of an aggregate, oldest first. Raises when the store fails.
+--- All events of an aggregate, in the order of the store. Raises when the store fails.
 ---@param aggregate_type string
 ---@param id string
 ---@return fun(): moontide.Event?
 function events.by_aggregate(aggregate_type, id) end
 
---- All events of a type since a time.
+--- All events of a type since a time, in the order of occurred_at.
 ---@param event_type string
 ---@param since? string RFC 3339
 ---@return fun(): moontide.Event?

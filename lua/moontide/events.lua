@@ -153,19 +153,25 @@ local function read_page(sql, ...)
 end
 
 
--- Pages by seq: an iterator may be left at any point.
-local function iterate(from, a, b)
-  local sql = COLUMNS .. from .. " WHERE seq > $3 ORDER BY seq LIMIT " .. PAGE
-  local rows, at, last, ended = {}, 0, 0, false
+local PAGE_OF_AGGREGATE = COLUMNS .. "events_by_aggregate_page($1, $2, $3, " .. PAGE .. ") "
+  .. "ORDER BY seq"
+local PAGE_OF_TYPE = COLUMNS .. "events_by_type_page($1, $2, $3, " .. PAGE .. ") "
+  .. "ORDER BY occurred_at, seq"
+
+
+-- Rows of pages: read(last) gives the page behind the row `last`, nil at first.
+-- No session is held between them, for an iterator may be left at any point.
+local function iterate(read)
+  local rows, at, last, ended = {}, 0, nil, false
   return function()
     if at == #rows and not ended then
-      rows, at = read_page(sql, a, b, last), 0
+      rows, at = read(last), 0
       ended = #rows < PAGE
     end
     at = at + 1
     local row = rows[at]
     if not row then at = #rows return nil end
-    last = row.seq
+    last = row
     return row
   end
 end
@@ -176,10 +182,10 @@ local function nothing()
 end
 
 
-local function reader(name, from, a, b)
+local function reader(name, read, ...)
   host.check(name)
-  local answered, result, err = host.effect("sql", name, { a, b })
-  if not answered then return iterate(from, a, b) end
+  local answered, result, err = host.effect("sql", name, { ... })
+  if not answered then return iterate(read) end
   if err ~= nil then error(err, 0) end
   local list, i = result or {}, 0
   if #list == 0 then return nothing end
@@ -194,16 +200,20 @@ end
 ---@param aggregate_type string
 ---@param id string
 function M.by_aggregate(aggregate_type, id)
-  return reader("events.by_aggregate", "events_by_aggregate($1, $2)", aggregate_type, id)
+  return reader("events.by_aggregate", function(last)
+    return read_page(PAGE_OF_AGGREGATE, aggregate_type, id, last and last.seq or 0)
+  end, aggregate_type, id)
 end
 
 
---- All events of a type since a time (RFC 3339), in the order of the store.
+--- All events of a type since a time (RFC 3339), by that time.
 ---@param event_type string
 ---@param since string?
 function M.by_type(event_type, since)
-  return reader("events.by_type", "events_by_type($1, coalesce($2::timestamptz, '-infinity'))",
-    event_type, since)
+  return reader("events.by_type", function(last)
+    if last then return read_page(PAGE_OF_TYPE, event_type, last.occurred_at, last.seq) end
+    return read_page(PAGE_OF_TYPE, event_type, since or "-infinity", 0)
+  end, event_type, since)
 end
 
 

@@ -814,6 +814,38 @@ static void a_transaction_can_choose_its_isolation(void **state)
             DB, NULL));
 }
 
+#define READS                                                  \
+    "SELECT sum(seq_tup_read + idx_tup_fetch) FROM"            \
+    " pg_stat_user_tables WHERE schemaname = '" SCHEMA "' AND" \
+    " relname LIKE 'domain_events%'"
+
+/* Pages go on where the one before ended: reading all for each of the 25 would
+ * be 300000 rows. */
+static void a_type_is_read_once(void **state)
+{
+    int64_t deadline = clock_mono_us() + 20000000;
+    int before, reads;
+
+    (void)state;
+    sql("INSERT INTO domain_events (aggregate_id, aggregate_type, event_type,"
+        " event_data, occurred_at) SELECT gen_random_uuid(), 'A', CASE n % 2"
+        " WHEN 0 THEN 'Paged' ELSE 'Other' || n END, jsonb_build_object('n', "
+        "n),"
+        " now() - n / 7 * interval '1 second' FROM generate_series(1, 24000) n;"
+        " ANALYZE domain_events");
+    before = asked(READS);
+    assert_ack(run("local n, last, seen = 0, '', {}\n"
+                   "for e in events.by_type('Paged') do\n"
+                   "  assert(e.occurred_at >= last and not seen[e.id])\n"
+                   "  n, last, seen[e.id] = n + 1, e.occurred_at, true\n"
+                   "end assert(n == 12000, n)",
+                   "{}", NULL));
+    do { /* counted when the backend has ended */
+        reads = asked(READS) - before;
+    } while (reads < 12000 && clock_mono_us() < deadline);
+    assert_in_range(reads, 12000, 60000);
+}
+
 int main(void)
 {
     const struct CMUnitTest alone[] = {
@@ -849,6 +881,7 @@ int main(void)
         cmocka_unit_test(a_session_is_clean_for_the_next),
         cmocka_unit_test(a_clean_session_keeps_its_plans),
         cmocka_unit_test(a_transaction_can_choose_its_isolation),
+        cmocka_unit_test(a_type_is_read_once),
     };
     int failed;
 
