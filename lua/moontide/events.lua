@@ -59,7 +59,14 @@ end
 local STORE = "SELECT publish_event($1, $2, $3, $4::jsonb, $5::jsonb, $6, $7, "
   .. "coalesce($8::timestamptz, clock_timestamp()), $9) AS id"
 
+-- Without the delivery's transaction an inbox row remembers that the event is
+-- stored, for the table's own key has the time in it. Its handler is no name
+-- that a handler can have: the row must not look like a delivery of the event.
+local STORE_ONCE = "WITH new AS (INSERT INTO event_inbox (handler, event_id) VALUES ($10, $9) "
+  .. "ON CONFLICT DO NOTHING RETURNING 1) " .. STORE .. " FROM new"
 
+
+-- True when stored now, false when it was before; nil, err.
 local function store(e)
   local tx = host.db_tx and host.db_tx.of(host.get_tx())
   local session, err = tx and tx.session
@@ -67,16 +74,19 @@ local function store(e)
     session, err = host.db.acquire("main", false)
     if not session then return nil, err end
   end
+  local params = { e.type, e.aggregate_type, e.aggregate_id, json.encode(e.payload),
+                   json.encode(e.metadata), e.version, e.expected_version, e.occurred_at, e.id,
+                   host.handler .. ":publish" }
   local rows
-  rows, err = session:query(STORE, e.type, e.aggregate_type, e.aggregate_id,
-    json.encode(e.payload), json.encode(e.metadata), e.version, e.expected_version,
-    e.occurred_at, e.id)
   if tx then
+    rows, err = session:query(STORE, unpack(params, 1, 9))
     if err and not tx.first_error then tx.first_error = err end
   else
+    rows, err = session:query(STORE_ONCE, unpack(params, 1, 10))
     session:release()
   end
-  return rows and rows[1].id, err
+  if not rows then return nil, err end
+  return #rows == 1
 end
 
 
@@ -121,11 +131,13 @@ function M.publish(event)
   end
   local started = prim.clock()
   if has_database() then
-    result, err = store(e)
-    if result then
+    local is_new
+    is_new, err = store(e)
+    if is_new then
       prim.stored(started)
       prim.raised(e.aggregate_type, e.type)
     end
+    if is_new ~= nil then result = e.id end
   else
     result, err = produce(e) -- the host counts it
   end

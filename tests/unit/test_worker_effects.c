@@ -846,6 +846,28 @@ static void a_type_is_read_once(void **state)
     assert_in_range(reads, 12000, 60000);
 }
 
+/* A delivery that is run again after it has published publishes nothing more,
+ * also when it has no transaction that would know. */
+static void a_retried_publish_stores_one_event(void **state)
+{
+    static const char body[] =
+        "local id, err = events.publish { type = 'Once', aggregate_type = 'A',"
+        " aggregate_id = '6c1d9a52-6c8e-4b7e-9d0a-0a1b2c3d4e5f', payload = {"
+        " a = 1 }, expected_version = 0 }\nassert(id, tostring(err))\n"
+        "return ctx.retry(id)";
+    struct seen first, second;
+
+    (void)state;
+    sql("TRUNCATE event_inbox");
+    first = run(body, "{}", NULL);
+    second = run(body, "{}", NULL);
+    assert_int_equal(strlen(first.reason), 36);
+    assert_string_equal(first.reason, second.reason);
+    assert_int_equal(asked("SELECT count(*) FROM domain_events WHERE"
+                           " event_type = 'Once'"),
+                     1);
+}
+
 int main(void)
 {
     const struct CMUnitTest alone[] = {
@@ -882,6 +904,7 @@ int main(void)
         cmocka_unit_test(a_clean_session_keeps_its_plans),
         cmocka_unit_test(a_transaction_can_choose_its_isolation),
         cmocka_unit_test(a_type_is_read_once),
+        cmocka_unit_test(a_retried_publish_stores_one_event),
     };
     int failed;
 
