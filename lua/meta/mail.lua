@@ -15,7 +15,7 @@ local mail = {}
 ---@field subject string
 ---@field text? string
 ---@field html? string
----@field headers? table<string, string>
+---@field headers? table<string, string> others than those that mail.send writes
 ---@field attachments? { name: string, data: string, type?: string }[]
 ---@field idempotency_key? string
 

@@ -24,20 +24,54 @@ local function bad(message, ...)
 end
 
 
--- RFC 2047: words of at most 45 bytes, cut between characters; what is no UTF-8
--- is cut anywhere.
-local function encode_words(text)
-  if not text:find("[\128-\255]") then return text end
+-- Headers that come from the other fields, or from the parts of the message.
+local OWN = { from = true, to = true, cc = true, bcc = true, subject = true, date = true,
+              ["message-id"] = true, ["mime-version"] = true }
+
+
+-- RFC 2047: a word to a line of at most 76 columns, cut between characters; what
+-- is no UTF-8 is cut anywhere. `used` columns of the first line are taken.
+local function encode_words(text, used)
   local words, from = {}, 1
+  local room = math.max(6, math.floor((64 - used) / 4) * 3)
   while from <= #text do
-    local to = math.min(from + 44, #text)
+    local to = math.min(from + room - 1, #text)
     local last = to
     while to > from and to < #text and text:find("^[\128-\191]", to + 1) do to = to - 1 end
     if to == from then to = last end
     words[#words + 1] = "=?UTF-8?B?" .. crypto.base64(text:sub(from, to)) .. "?="
-    from = to + 1
+    from, room = to + 1, 45
   end
   return table.concat(words, "\r\n ")
+end
+
+
+-- RFC 5322: lines of at most 78 columns, broken before a blank, none of them
+-- blank as a whole.
+local function fold(text, used)
+  local lines, last = {}, #text
+  while last > 0 and text:find("^%s", last) do last = last - 1 end
+  text = text:sub(1, last)
+  while used + #text > 78 do
+    local line = text:sub(1, 79 - used):match("^(%s*%S.*)%s") or text:match("^(%s*%S+)%s")
+    if not line then break end
+    lines[#lines + 1] = line
+    text, used = text:sub(#line + 1), 0
+  end
+  lines[#lines + 1] = text
+  return table.concat(lines, "\r\n")
+end
+
+
+local LONG_WORD = ("%S"):rep(70)
+
+
+-- A text that people read as a header's value. What no blank can break is
+-- encoded, or a server with a limit for lines refuses the message.
+local function header_text(name, text)
+  local used = #name + 2
+  if text:find("[\128-\255]") or text:find(LONG_WORD) then return encode_words(text, used) end
+  return fold(text, used)
 end
 
 
@@ -52,7 +86,7 @@ local function parse_address(text)
   if name == "" then return address, address end
   name = name:match('^"(.*)"$') or name
   if name:find("[\128-\255]") then
-    name = encode_words(name)
+    name = encode_words(name, 10)
   else
     name = '"' .. name:gsub('[\\"]', "\\%0") .. '"'
   end
@@ -82,9 +116,13 @@ end
 
 local function custom_headers(lines, headers)
   for name, value in pairs(headers or {}) do
-    value = tostring(value)
-    if not tostring(name):find("^[%w%-]+$") or value:find("[\r\n%z]") then return tostring(name) end
-    add_header(lines, name, encode_words(value))
+    name, value = tostring(name), tostring(value)
+    local lower = name:lower()
+    if OWN[lower] or lower:find("^content%-") or not name:find("^[%w%-]+$")
+      or value:find("[\r\n%z]") then
+      return name
+    end
+    add_header(lines, name, header_text(name, value))
   end
 end
 
@@ -107,9 +145,11 @@ local function build(message, from, key)
   end
   if message.subject:find("[\r\n%z]") then return bad("the subject has a line break") end
   local wrong = custom_headers(lines, message.headers)
-  if wrong then return bad("the header %s cannot be sent", wrong) end
+  if wrong then
+    return bad("the header %s cannot be given: mail.send writes it, or it is malformed", wrong)
+  end
   add_header(lines, "From", sender_text)
-  add_header(lines, "Subject", encode_words(message.subject))
+  add_header(lines, "Subject", header_text("Subject", message.subject))
   add_header(lines, "Date", os.date("!%a, %d %b %Y %H:%M:%S +0000"))
   add_header(lines, "Message-ID",
     ("<%s@%s>"):format(uuid.v5(MESSAGE_IDS, key), sender:match("@(.+)$")))

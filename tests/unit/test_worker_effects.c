@@ -214,6 +214,64 @@ static void mail_reaches_the_server(void **state)
     assert_non_null(strstr(s.heard, "one\r\ntwo"));
 }
 
+/* What mail.send writes itself comes once, and from its own fields only. */
+static void mail_writes_its_own_headers_alone(void **state)
+{
+    static const char *const own[] = {
+        "From",         "to",
+        "CC",           "bcc",
+        "subject",      "Date",
+        "message-id",   "Mime-Version",
+        "Content-Type", "content-transfer-encoding"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(own) / sizeof(*own); i++) {
+        char *body = xasprintf(
+            "local ok, err = mail.send { to = 'a@b.c', subject = 's', text ="
+            " 't', headers = { ['%s'] = 'e@f.g' } }\n"
+            "assert(not ok and err.code == 'bad_message', tostring(err))\n"
+            "assert(err.message:find('%s', 1, true), err.message)",
+            own[i], own[i]);
+
+        assert_ack(
+            run(body, "{\"allow\":{\"mail\":true}}", "smtp://127.0.0.1:9"));
+        free(body);
+    }
+}
+
+/* The longest line of what was heard, without its end. */
+static size_t longest_line(const char *text)
+{
+    size_t longest = 0;
+
+    while (*text) {
+        size_t len = strcspn(text, "\r\n");
+
+        longest = len > longest ? len : longest;
+        text += len + strspn(text + len, "\r\n");
+    }
+    return longest;
+}
+
+static void long_headers_of_mail_are_folded(void **state)
+{
+    static const char *const answers[] = {
+        "220 hello\r\n", "250 here\r\n",  "250 sender\r\n", "250 rcpt\r\n",
+        "354 go on\r\n", "250 taken\r\n", "221 bye\r\n",    NULL};
+    struct server s;
+
+    (void)state;
+    mail_to(&s, answers,
+            "assert(mail.send { to = 'ann@example.com', subject ="
+            " ('words '):rep(300) .. 'end', text = 't', headers = { ['X-A'] ="
+            " ('x'):rep(2000), ['X-B'] = ('ü'):rep(300) } })");
+    assert_non_null(strstr(s.heard, "Subject: words words"));
+    assert_non_null(strstr(s.heard, "words\r\n words"));
+    assert_non_null(strstr(s.heard, "X-A: =?UTF-8?B?eHh4"));
+    *strstr(s.heard, "\r\n\r\n") = '\0'; /* the parts are libcurl's */
+    assert_in_range(longest_line(s.heard), 78, 80); /* and a Content-Type */
+}
+
 static void mail_that_is_refused_says_so(void **state)
 {
     static const char *const answers[] = {"220 hello\r\n",  "250 here\r\n",
@@ -876,6 +934,8 @@ int main(void)
         cmocka_unit_test(http_that_gets_no_answer_is_transient),
         cmocka_unit_test(mail_reaches_the_server),
         cmocka_unit_test(mail_that_is_refused_says_so),
+        cmocka_unit_test(mail_writes_its_own_headers_alone),
+        cmocka_unit_test(long_headers_of_mail_are_folded),
         cmocka_unit_test(headers_cannot_be_smuggled),
         cmocka_unit_test(a_request_keeps_its_host_and_length),
         cmocka_unit_test(http_sends_a_body_or_says_why_not),
