@@ -11,13 +11,12 @@ error("lua/meta describes the API for editors: it is not for require")
 ---@field start? "now"|"earliest"|string where a handler without a position begins
 ---@field retry? moontide.Retry
 ---@field timeout? moontide.Duration wall time of a delivery with its waits, default "30s"
----@field on_dead? "continue"|"park"|"stop" default "continue"
+---@field on_dead? "continue" what the lane does after a dead letter
 ---@field transaction? boolean run in ctx.tx, exactly once
 ---@field batch? { max: integer, wait?: moontide.Duration } for handle_batch
 ---@field allow? moontide.Allow
 ---@field config? table<string, any> name → default, or a moontide.ConfigField
 ---@field jit? boolean default false
----@field replayable? boolean default false
 ---@field handle? fun(event: moontide.Event, ctx: moontide.Context): moontide.Verdict?
 ---@field handle_batch? fun(events: moontide.Event[], ctx: moontide.Context): moontide.Verdict|table<integer, moontide.Verdict>|nil
 ---@field init? fun(ctx: moontide.Context)

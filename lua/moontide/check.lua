@@ -196,8 +196,13 @@ function FIELDS.retry(self, value) return fields(self, "retry", value, RETRY) en
 
 function FIELDS.timeout(self, value) return self:duration("timeout", value, 1), "timeout_ms" end
 
+-- The contract knows two more, this version does not keep them.
 function FIELDS.on_dead(self, value)
-  return self:choice("on_dead", value, "continue", "park", "stop")
+  self:choice("on_dead", value, "continue", "park", "stop")
+  if value ~= "continue" then
+    self:fail("on_dead", '"%s" is not offered by this version: only "continue" is', value)
+  end
+  return value
 end
 
 function FIELDS.transaction(self, value) return self:boolean("transaction", value) end
@@ -234,7 +239,6 @@ local ALLOW = {
 function FIELDS.allow(self, value) return fields(self, "allow", value, ALLOW) end
 
 function FIELDS.jit(self, value) return self:boolean("jit", value) end
-function FIELDS.replayable(self, value) return self:boolean("replayable", value) end
 
 -- Functions: that they are there is all the declaration says.
 for _, name in ipairs { "handle", "handle_batch", "init", "on_unload" } do
@@ -247,6 +251,12 @@ for _, name in ipairs { "handle", "handle_batch", "init", "on_unload" } do
 end
 
 -- Known to the contract, not to this version: refused, not ignored.
+function FIELDS.replayable(self, value)
+  if self:boolean("replayable", value) then
+    self:fail("replayable", "is not supported by this version")
+  end
+end
+
 for _, name in ipairs { "timers", "upcast", "on_replay" } do
   FIELDS[name] = function(self) self:fail(name, "is not supported by this version") end
 end
@@ -373,7 +383,7 @@ return function(handler, from)
   end
   local decl = {
     ordering = "key", concurrency = 16, start = "now", on_dead = "continue", transaction = false,
-    timeout_ms = 30000, jit = false, replayable = false, allow = {},
+    timeout_ms = 30000, jit = false, allow = {},
     retry = { max_attempts = from.defaults.max_attempts or 5, base_ms = 200, cap_ms = 300000,
               jitter = "full" },
   }

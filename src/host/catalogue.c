@@ -160,12 +160,6 @@ static bool can_keep(const struct host *h, const json_t *decl, struct err *err)
     if (json_is_true(json_object_get(decl, "transaction")) && !h->db)
         return err_set(err, ERR_PERMANENT,
                        "transaction = true needs database.url");
-    if (strcmp(text_of(decl, "on_dead"), "") != 0 &&
-        strcmp(text_of(decl, "on_dead"), "continue") != 0)
-        return err_set(err, ERR_PERMANENT,
-                       "on_dead = \"%s\" is not offered by this version: only "
-                       "\"continue\" is",
-                       text_of(decl, "on_dead"));
     return true;
 }
 

@@ -185,7 +185,16 @@ static const struct {
      "concurrency: an integer"},
     {"return {\n " OK_PARTS ",\n ordering = 'random',\n}", "{}",
      "handlers/h.lua:3: ordering: \"key\", \"partition\", \"none\" expected"},
-    {"return {\n " OK_PARTS ",\n on_dead = 1,\n}", "{}", "on_dead: "},
+    {"return {\n " OK_PARTS ",\n on_dead = 1,\n}", "{}",
+     "on_dead: \"continue\", \"park\", \"stop\" expected"},
+    {"return {\n " OK_PARTS ",\n on_dead = 'park',\n}", "{}",
+     "handlers/h.lua:3: on_dead: \"park\" is not offered by this version: only "
+     "\"continue\" is"},
+    {"return {\n " OK_PARTS ",\n}", "{\"on_dead\":\"stop\"}",
+     "handlers.h.on_dead: \"stop\" is not offered by this version: only "
+     "\"continue\" is"},
+    {"return {\n " OK_PARTS ",\n replayable = true,\n}", "{}",
+     "handlers/h.lua:3: replayable: is not supported by this version"},
     {"return {\n " OK_PARTS ",\n transaction = 'yes',\n}", "{}",
      "transaction: true or false expected"},
     {"return {\n " OK_PARTS ",\n start = 'tomorrow',\n}", "{}", "start: "},
