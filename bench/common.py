@@ -126,8 +126,14 @@ class Host(Server):
             raise RuntimeError(f"moontide {args}: {done.stdout}{done.stderr}")
         return done.stdout
 
+    def argv(self):
+        return [BUILD / "moontide", "run", "-c", self.conf]
+
+    def log_has(self, words):
+        return words in self.log.read_text(errors="replace")
+
     def start(self):
-        self.spawn([BUILD / "moontide", "run", "-c", self.conf])
+        self.spawn(self.argv())
         self.await_ready(lambda: self.page("/healthz") is not None, 30, "the host")
         return self
 

@@ -7,9 +7,10 @@ how long ago that was. At 200 events a second; the outbox in its three ways to w
 import json
 import random
 import re
+import subprocess
 import time
 
-from common import Bench, Host, wait_for
+from common import BUILD, Bench, Host, wait_for
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
@@ -75,6 +76,13 @@ def kafka(bench, count):
         row(bench, "Kafka, produce → handler", latencies(host, count), "≤ 0.5", "≤ 3")
     finally:
         host.end(timeout=40)
+    bare = subprocess.Popen([str(BUILD / "bench/limit_latency"), broker.bootstrap, "latency",
+                             str(count)], stdout=subprocess.PIPE, text=True)
+    bare.stdout.readline()
+    paced(count, send)
+    producer.flush()
+    row(bench, "  bare librdkafka consumer", [float(us) / 1000 for us in bare.stdout][RATE:], "", "")
+    bare.wait()
 
 
 def outbox(bench, server, how, count):

@@ -589,7 +589,7 @@ static void tame_malloc(void)
 {
     mallopt(M_ARENA_MAX, 2);
     mallopt(M_MMAP_THRESHOLD, 4 << 20);
-    mallopt(M_TRIM_THRESHOLD, 8 << 20);
+    mallopt(M_TRIM_THRESHOLD, 1 << 20);
 }
 
 int host_run(const struct config_source *config)
