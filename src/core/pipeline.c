@@ -633,4 +633,5 @@ void pipeline_numbers(const struct pipeline *pl, struct pipeline_numbers *n)
     n->events = pl->n_events;
     n->cost = pl->cost;
     n->lanes = pl->lanes.len;
+    n->taken = pl->n_taken;
 }

@@ -38,6 +38,7 @@ static const char component[] = "host";
 #define QUARANTINE_US   60000000
 #define EMBEDDED_PARTS  4
 #define CHORES_EVERY_US 600000000
+#define TRIM_EVERY_US   2000000
 #define PRODUCER_END_MS 5000
 
 void host_now(struct host *h)
@@ -160,6 +161,21 @@ static void keep_house(struct host *h, int64_t now_us)
                   on_chore, partitions);
 }
 
+/* What fetches leave behind in the heap goes back now and then, and once more
+ * when they are over. */
+static void give_back_memory(struct host *h, int64_t now_us)
+{
+    struct pipeline_numbers n;
+
+    if (now_us < h->next_trim_us)
+        return;
+    h->next_trim_us = now_us + TRIM_EVERY_US;
+    pipeline_numbers(h->pipeline, &n);
+    if (n.taken != h->taken_at_trim)
+        malloc_trim(0);
+    h->taken_at_trim = n.taken;
+}
+
 static void go_on_draining(struct host *h);
 
 static void on_tick(struct ev_loop *loop, ev_timer *w, int events)
@@ -172,6 +188,7 @@ static void on_tick(struct ev_loop *loop, ev_timer *w, int events)
     supervisor_tick(h->supervisor, now_us);
     intake_tick(h->intake, now_us);
     keep_house(h, now_us);
+    give_back_memory(h, now_us);
     if (h->is_draining)
         go_on_draining(h);
 }
