@@ -38,8 +38,8 @@ def main():
         def many(i):
             few = {f"h{n:04}": HANDLERS["three"].replace('"*"', f'"type{n}"')
                    for n in range(bench.count(1000))}
-            host = Host(bench.folder / f"many{i}", few)
-            return ms_until(host, lambda: host.log_has("started node"), "the start")
+            host = Host(bench.folder / f"many{i}", few, brokers="embedded", topics=["t"])
+            return ms_until(host, lambda: host.log_has("host/host: started "), "the start")
 
         bench.row("start to the first event handled", bench.repeat(first), "ms", "≤ 300")
         bench.row("start with 1,000 handlers", bench.repeat(many), "ms", "≤ 2,000")
