@@ -36,6 +36,8 @@ def test_memory_stays_small_and_flat_over_many_events(
               f"largest worker {seen[-1][1] / MIB:.1f} MiB")
     if harness.SLOWER == 1:
         for which, name in ((0, "host"), (1, "worker")):
-            assert seen[-1][which] <= 40 * MIB, f"{name}: {seen[-1][which]} KiB"
-            assert seen[-1][which] <= seen[4][which] + 3 * MIB, f"{name} grows: {seen}"
+            # What a burst leaves goes back every two seconds: the highest of each half counts.
+            before, after = (max(part[which] for part in half) for half in (seen[:5], seen[5:]))
+            assert after <= 40 * MIB, f"{name}: {after} KiB"
+            assert after <= before + 3 * MIB, f"{name} grows: {seen}"
     assert host.stop() == 0
