@@ -90,6 +90,8 @@ static void on_record_error(struct kafka_consumer *c,
     struct err err;
 
     if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF) {
+        if (part && part->seek_batch == c->batches)
+            return; /* of the reading before the seek */
         if (part)
             part->end = m->offset;
         if (part && !part->full)
