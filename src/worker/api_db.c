@@ -10,186 +10,25 @@
 #include "base/check.h"
 #include "base/list.h"
 #include "base/mem.h"
-#include "base/settings.h"
 #include "ipc/channel.h"
 #include "pg/pg.h"
 #include "worker/api_effects.h"
+#include "worker/db_pools.h"
+#include "worker/db_sql.h"
 #include "worker/db_values.h"
 #include "worker/journal.h"
 #include "worker/runtime.h"
 #include "worker/sched.h"
 #include "worker/vm.h"
 
-#include <ctype.h>
 #include <inttypes.h>
 #include <lauxlib.h>
 #include <lua.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 #define SESSION "moontide.db.session"
-
-/* --- databases of the process --------------------------------------------- */
-
-struct db {
-    struct list link;
-    char *name;
-    struct pg_pool *pool;
-    struct runtime *rt;
-};
-
-struct dbs {
-    struct list list;
-};
-
-static void on_state(void *arg, bool connected)
-{
-    struct db *db = arg;
-
-    runtime_database_state(db->rt, db->name, connected);
-}
-
-static void dbs_free(void *ptr)
-{
-    struct dbs *dbs = ptr;
-
-    list_foreach_safe(at, &dbs->list) {
-        struct db *db = CONTAINER_OF(at, struct db, link);
-
-        pg_pool_free(db->pool);
-        free(db->name);
-        free(db);
-    }
-    free(dbs);
-}
-
-static struct dbs *dbs_of(struct runtime *rt)
-{
-    struct dbs *dbs = rt->parts[PART_DB].ptr;
-
-    if (dbs)
-        return dbs;
-    dbs = xcalloc(1, sizeof(*dbs));
-    list_init(&dbs->list);
-    rt->parts[PART_DB].ptr = dbs;
-    rt->parts[PART_DB].free = dbs_free;
-    return dbs;
-}
-
-static const char *url_of(const struct runtime *rt, const char *name)
-{
-    const json_t *all = runtime_setting(rt, "databases");
-    const json_t *url;
-
-    if (strcmp(name, "main") == 0)
-        return runtime_text(rt, "database.url", NULL);
-    url = json_object_get(json_object_get(all, name), "url");
-    return json_string_value(url);
-}
-
-static int64_t setting_int(const struct runtime *rt, const char *name,
-                           int64_t dflt)
-{
-    const json_t *value = runtime_setting(rt, name);
-
-    return json_is_integer(value) ? json_integer_value(value) : dflt;
-}
-
-/* The worker's settings carry durations as they were written. */
-static int64_t setting_ms(const struct runtime *rt, const char *name,
-                          int64_t dflt)
-{
-    const char *text = runtime_text(rt, name, "");
-    int64_t ms;
-
-    return *text && duration_parse(text, &ms) ? ms : dflt;
-}
-
-/* A session must not outlive its worker by much, nor its lease (design 13.2,
- * 13.9). Statements outside a transaction get a limit that no delivery's
- * timeout exceeds by far; those inside get the delivery's own. */
-static int64_t idle_limit_ms(const struct runtime *rt)
-{
-    return setting_ms(rt, "database.lease", 10000) * 8 / 10;
-}
-
-static char *session_sql(const struct runtime *rt, bool main)
-{
-    int64_t idle = idle_limit_ms(rt);
-    const char *schema = runtime_text(rt, "database.schema", "public");
-    char quoted[140];
-
-    if (!main || !pg_quote_ident(schema, quoted, sizeof(quoted)))
-        snprintf(quoted, sizeof(quoted), "public");
-    return xasprintf("SET client_connection_check_interval = '1s';"
-                     "SET idle_in_transaction_session_timeout = %" PRId64 ";"
-                     "SET statement_timeout = '60s'; SET lock_timeout = '10s';"
-                     "SET TimeZone = 'UTC'; SET DateStyle = 'ISO';"
-                     "SET search_path = %s%s",
-                     idle, quoted,
-                     strcmp(quoted, "\"public\"") == 0 ? "" : ", public");
-}
-
-static bool flag(const struct runtime *rt, const char *name, bool dflt)
-{
-    const json_t *value = runtime_setting(rt, name);
-
-    return json_is_boolean(value) ? json_is_true(value) : dflt;
-}
-
-static struct db *db_open(struct runtime *rt, const char *name, struct err *err)
-{
-    bool main = strcmp(name, "main") == 0;
-    const char *url = url_of(rt, name);
-    char *sql, *app;
-    struct db *db;
-
-    if (!url || !*url) {
-        err_code(err, ERR_PERMANENT, "no_database", "%s%s.url is not set",
-                 main ? "" : "databases.", main ? "database" : name);
-        return NULL;
-    }
-    db = xcalloc(1, sizeof(*db));
-    db->name = xstrdup(name);
-    db->rt = rt;
-    sql = session_sql(rt, main);
-    app = xasprintf("moontide worker %d", rt->index);
-    struct pg_pool_options opts = {
-        .url = url,
-        .name = name,
-        .application_name = app,
-        .session_sql = sql,
-        .size = (int)setting_int(rt, "database.pool", 4),
-        .no_prepare = !flag(rt, "database.prepare", true),
-        .on_state = on_state,
-        .arg = db,
-    };
-    db->pool = pg_pool_new(rt->loop, &opts, err);
-    free(sql);
-    free(app);
-    if (!db->pool) {
-        free(db->name);
-        free(db);
-        return NULL;
-    }
-    list_append(&dbs_of(rt)->list, &db->link);
-    return db;
-}
-
-static struct db *db_find(struct runtime *rt, const char *name, struct err *err)
-{
-    struct dbs *dbs = dbs_of(rt);
-
-    list_foreach(at, &dbs->list) {
-        struct db *db = CONTAINER_OF(at, struct db, link);
-
-        if (strcmp(db->name, name) == 0)
-            return db;
-    }
-    return db_open(rt, name, err);
-}
 
 /* --- sessions ------------------------------------------------------------- */
 
@@ -393,7 +232,8 @@ static void queue_limit(struct session *s, const char *name, int64_t ms)
  * session_sql(): what promises rest on is said again in each transaction. */
 static void queue_session_limits(struct session *s)
 {
-    queue_limit(s, "idle_in_transaction_session_timeout", idle_limit_ms(s->rt));
+    queue_limit(s, "idle_in_transaction_session_timeout",
+                db_idle_limit_ms(s->rt));
 }
 
 /* BEGIN with limits below the delivery's own: the server gives up before the
@@ -408,111 +248,18 @@ static void queue_begin(struct session *s)
     pg_pipeline_queue(s->conn, "BEGIN", 0, NULL, NULL, NULL);
     queue_limit(s, "statement_timeout", s->limit_ms);
     queue_limit(s, "lock_timeout", lock_ms);
-    if (!flag(s->rt, "database.prepare", true))
+    if (!db_prepares(s->rt))
         queue_session_limits(s);
-}
-
-/* Behind blanks, empty statements and comments, which nest. */
-static const char *skip_blanks(const char *at)
-{
-    int depth = 0;
-
-    for (; *at; at++) {
-        if (strncmp(at, "/*", 2) == 0) {
-            depth++;
-            at++;
-        } else if (depth && strncmp(at, "*/", 2) == 0) {
-            depth--;
-            at++;
-        } else if (!depth && strncmp(at, "--", 2) == 0) {
-            at += strcspn(at, "\n");
-            if (!*at)
-                break;
-        } else if (!depth && !isspace((unsigned char)*at) && *at != ';') {
-            break;
-        }
-    }
-    return at;
-}
-
-static bool take_word(const char **at, const char *word)
-{
-    size_t len = strlen(word);
-    const char *from = skip_blanks(*at);
-
-    if (strncasecmp(from, word, len) != 0 ||
-        isalnum((unsigned char)from[len]) || from[len] == '_')
-        return false;
-    *at = from + len;
-    return true;
-}
-
-/* What a transaction promises rests on who ends it. */
-static bool ends_transaction(const char *sql)
-{
-    if (take_word(&sql, "prepare"))
-        return take_word(&sql, "transaction");
-    if (take_word(&sql, "rollback")) {
-        if (!take_word(&sql, "work"))
-            take_word(&sql, "transaction");
-        return !take_word(&sql, "to");
-    }
-    return take_word(&sql, "commit") || take_word(&sql, "end") ||
-           take_word(&sql, "abort");
-}
-
-/* The next one to get the session may be another handler, or our own insert
- * into the inbox. */
-static bool changes_session(const char *sql)
-{
-    static const char *const words[] = {"reset", "discard", "listen",
-                                        "unlisten", "deallocate"};
-
-    if (take_word(&sql, "set"))
-        return !take_word(&sql, "local") && !take_word(&sql, "transaction") &&
-               !take_word(&sql, "constraints");
-    for (size_t i = 0; i < sizeof(words) / sizeof(*words); i++)
-        if (take_word(&sql, words[i]))
-            return true;
-    return false;
-}
-
-static bool has_word(const char *sql, const char *word)
-{
-    size_t len = strlen(word);
-
-    for (const char *at = sql; (at = strcasestr(at, word)); at += len)
-        if ((at == sql || !isalnum((unsigned char)at[-1])) &&
-            !isalnum((unsigned char)at[len]))
-            return true;
-    return false;
-}
-
-/* May a statement leave something on its session? What is refused above does
- * not count, and what is in doubt does: cleaning costs one round trip, which
- * nobody waits for but the next on this session. */
-static bool may_soil(const char *sql)
-{
-    static const char *const plain[] = {
-        "select", "insert", "update", "delete",    "with",    "values",
-        "merge",  "table",  "set",    "savepoint", "release", "rollback"};
-
-    for (size_t i = 0; i < sizeof(plain) / sizeof(*plain); i++)
-        if (take_word(&sql, plain[i]))
-            return strcasestr(sql, "set_config") ||
-                   strcasestr(sql, "advisory_lock") || has_word(sql, "temp") ||
-                   has_word(sql, "temporary");
-    return true;
 }
 
 static const char *check_sql(lua_State *L, const struct session *s)
 {
     const char *sql = luaL_checkstring(L, 2);
 
-    if (changes_session(sql))
+    if (sql_changes_session(sql))
         luaL_error(L, "sessions are shared by all deliveries: only SET LOCAL,"
                       " in a transaction, ends with it");
-    if (s->transaction && ends_transaction(sql))
+    if (s->transaction && sql_ends_transaction(sql))
         luaL_error(L, "a transaction ends with the function that it was given"
                       " to, not with a statement");
     return sql;
@@ -528,7 +275,7 @@ static int run_statement(lua_State *L, enum want want)
     if (!db_params_read(L, 3, &op->params, &op->err))
         return op_refuse(L, op);
     s->op = op;
-    if (may_soil(sql))
+    if (sql_may_soil(sql))
         pg_conn_soil(s->conn);
     pg_pipeline_begin(s->conn);
     queue_begin(s);
@@ -689,7 +436,7 @@ static int l_acquire(lua_State *L)
     struct task *task = task_enter(L, "db");
     struct runtime *rt = task_runtime(task);
     struct err err;
-    struct db *db = db_find(rt, name, &err);
+    struct db *db = db_pools_find(rt, name, &err);
     struct op *op;
 
     if (!db)
