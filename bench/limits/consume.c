@@ -6,24 +6,17 @@
  * fields of each payload. Prints one line of JSON.
  */
 #include "three.h"
+#include "usage.h"
 
 #include <librdkafka/rdkafka.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 #define BATCH        1000
 #define COMMIT_EVERY 200000 /* events */
-
-static double seconds(clockid_t id)
-{
-    struct timespec t;
-
-    clock_gettime(id, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
 
 static rd_kafka_t *join(const char *brokers, const char *topic)
 {
@@ -44,7 +37,7 @@ static rd_kafka_t *join(const char *brokers, const char *topic)
         rd_kafka_topic_partition_list_new(1);
     rd_kafka_t *rk;
 
-    snprintf(group, sizeof(group), "limit-%.6f", seconds(CLOCK_REALTIME));
+    snprintf(group, sizeof(group), "limit-%ld-%d", (long)time(NULL), getpid());
     for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++)
         if (rd_kafka_conf_set(conf, settings[i][0], settings[i][1], err,
                               sizeof(err))) {
@@ -75,8 +68,7 @@ int main(int argc, char **argv)
     struct three *three = argc > 4 ? three_new() : NULL;
     rd_kafka_message_t *batch[BATCH];
     long events, n = 0, found = 0, committed = 0;
-    double start = 0, cpu = 0;
-    struct rusage usage;
+    struct usage start = {0};
     rd_kafka_queue_t *queue;
     rd_kafka_t *rk;
 
@@ -88,10 +80,8 @@ int main(int argc, char **argv)
     while (n < events) {
         ssize_t got = rd_kafka_consume_batch_queue(queue, 100, batch, BATCH);
 
-        if (got > 0 && !n) {
-            start = seconds(CLOCK_MONOTONIC);
-            cpu = seconds(CLOCK_PROCESS_CPUTIME_ID);
-        }
+        if (got > 0 && !n)
+            start = usage_start();
         for (ssize_t i = 0; i < got; i++)
             count(batch[i], three, &n, &found);
         if (n - committed >= COMMIT_EVERY || n >= events) {
@@ -99,12 +89,7 @@ int main(int argc, char **argv)
             committed = n;
         }
     }
-    start = seconds(CLOCK_MONOTONIC) - start;
-    cpu = seconds(CLOCK_PROCESS_CPUTIME_ID) - cpu;
-    getrusage(RUSAGE_SELF, &usage);
-    printf("{\"events\": %ld, \"seconds\": %.6f, \"cpu_us\": %.4f, "
-           "\"peak_kib\": %ld, \"fields\": %ld}\n",
-           n, start, cpu * 1e6 / (double)n, usage.ru_maxrss, found);
+    usage_print(&start, n, "fields", found);
     rd_kafka_queue_destroy(queue);
     rd_kafka_consumer_close(rk);
     rd_kafka_destroy(rk);

@@ -5,6 +5,7 @@
  * rows a transaction. Prints one line of JSON.
  */
 #include "sample.h"
+#include "usage.h"
 
 #include <libpq-fe.h>
 #include <stdarg.h>
@@ -12,8 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <time.h>
 
 #define A_TRANSACTION 1000 /* rows */
 
@@ -21,14 +20,6 @@ static const char copy_sql[] =
     "COPY event_audit_log (event_id, event_type, aggregate_type, aggregate_id,"
     " event_version, occurred_at, place, payload, metadata) FROM STDIN";
 static struct sample s;
-
-static double seconds(clockid_t id)
-{
-    struct timespec t;
-
-    clock_gettime(id, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
 
 static void need(PGconn *conn, bool ok)
 {
@@ -86,8 +77,7 @@ static void copy_some(PGconn *conn, long from, long to)
 
 int main(int argc, char **argv)
 {
-    struct rusage usage;
-    double start, cpu;
+    struct usage start;
     PGconn *conn;
     long events;
 
@@ -96,17 +86,11 @@ int main(int argc, char **argv)
     events = atol(argv[2]);
     conn = PQconnectdb(argv[1]);
     need(conn, PQstatus(conn) == CONNECTION_OK);
-    start = seconds(CLOCK_MONOTONIC);
-    cpu = seconds(CLOCK_PROCESS_CPUTIME_ID);
+    start = usage_start();
     for (long n = 0; n < events; n += A_TRANSACTION)
         copy_some(conn, n,
                   n + A_TRANSACTION < events ? n + A_TRANSACTION : events);
-    start = seconds(CLOCK_MONOTONIC) - start;
-    cpu = seconds(CLOCK_PROCESS_CPUTIME_ID) - cpu;
-    getrusage(RUSAGE_SELF, &usage);
-    printf("{\"events\": %ld, \"seconds\": %.6f, \"cpu_us\": %.4f, "
-           "\"peak_kib\": %ld}\n",
-           events, start, cpu * 1e6 / (double)events, usage.ru_maxrss);
+    usage_print(&start, events, "rows", events);
     PQfinish(conn);
     return 0;
 }

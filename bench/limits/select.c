@@ -4,20 +4,12 @@
  * Reads the columns that the outbox reader reads, by keyset, on one
  * connection. Prints one line of JSON.
  */
+#include "usage.h"
+
 #include <libpq-fe.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <time.h>
-
-static double seconds(clockid_t id)
-{
-    struct timespec t;
-
-    clock_gettime(id, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
 
 static const char sql[] =
     "SELECT seq, id::text, event_type, event_version::text, aggregate_type,"
@@ -30,8 +22,7 @@ int main(int argc, char **argv)
     char after[32] = "0";
     const char *params[2] = {after, argc > 3 ? argv[3] : "1000"};
     long n = 0, bytes = 0, events;
-    struct rusage usage;
-    double start, cpu;
+    struct usage start;
     PGconn *conn;
 
     if (argc < 4)
@@ -39,8 +30,7 @@ int main(int argc, char **argv)
     events = atol(argv[2]);
     conn = PQconnectdb(argv[1]);
     PQclear(PQprepare(conn, "read", sql, 2, NULL));
-    start = seconds(CLOCK_MONOTONIC);
-    cpu = seconds(CLOCK_PROCESS_CPUTIME_ID);
+    start = usage_start();
     while (n < events) {
         PGresult *res = PQexecPrepared(conn, "read", 2, params, NULL, NULL, 0);
         int rows = PQntuples(res);
@@ -55,12 +45,7 @@ int main(int argc, char **argv)
         n += rows;
         PQclear(res);
     }
-    start = seconds(CLOCK_MONOTONIC) - start;
-    cpu = seconds(CLOCK_PROCESS_CPUTIME_ID) - cpu;
-    getrusage(RUSAGE_SELF, &usage);
-    printf("{\"events\": %ld, \"seconds\": %.6f, \"cpu_us\": %.4f, "
-           "\"peak_kib\": %ld, \"bytes\": %ld}\n",
-           n, start, cpu * 1e6 / (double)n, usage.ru_maxrss, bytes);
+    usage_print(&start, n, "bytes", bytes);
     PQfinish(conn);
     return 0;
 }
