@@ -89,7 +89,8 @@ bool cli_flag(const struct cli *c, const char *name)
     return false;
 }
 
-static void keep_option(struct cli *c, const char *option, char *value)
+/* False when there are more of it than can be kept. */
+static bool keep_option(struct cli *c, const char *option, char *value)
 {
     if (strcmp(option, "-c") == 0 || strcmp(option, "--config") == 0)
         c->config = value;
@@ -97,8 +98,16 @@ static void keep_option(struct cli *c, const char *option, char *value)
         c->url = value;
     else if (strcmp(option, "--token") == 0)
         c->token = value;
-    else if (strcmp(option, "--set") == 0 && c->n_sets < CLI_SETS_MAX)
-        c->sets[c->n_sets++] = value;
+    if (strcmp(option, "--set") != 0)
+        return true;
+    if (c->n_sets == CLI_SETS_MAX) {
+        fprintf(stderr,
+                "moontide: more than %d --set: put them into the file\n",
+                CLI_SETS_MAX);
+        return false;
+    }
+    c->sets[c->n_sets++] = value;
+    return true;
 }
 
 static bool parse(struct cli *c, int argc, char **argv)
@@ -114,14 +123,14 @@ static bool parse(struct cli *c, int argc, char **argv)
         } else if (takes_value(arg)) {
             if (i + 1 == argc)
                 return false;
-            keep_option(c, arg, argv[++i]);
+            if (!keep_option(c, arg, argv[++i]))
+                return false;
         } else if (eq && strncmp(arg, "--", 2) == 0) {
             char name[64];
 
             snprintf(name, sizeof(name), "%.*s", (int)(eq - arg), arg);
-            if (!takes_value(name))
+            if (!takes_value(name) || !keep_option(c, name, eq + 1))
                 return false;
-            keep_option(c, name, eq + 1);
         } else if (is_in(flags, COUNT(flags), arg)) {
             c->json |= strcmp(arg, "--json") == 0;
         } else { /* a --dryrun that nobody knows must not run for real */

@@ -215,6 +215,13 @@ def test_an_unknown_setting_on_the_command_line_names_the_nearest(make_host):
     assert host.cli("check", "-c", str(host.conf)).returncode == 0
 
 
+def test_more_settings_than_a_command_line_holds_are_refused(make_host):
+    """Interfaces 2: nothing that was given is passed over."""
+    host = make_host()
+    done = host.cli("check", *(["--set", "log.level=info"] * 65), check=False)
+    assert done.returncode == 2 and "more than 64 --set" in done.stderr, done.stderr
+
+
 def test_a_redrive_takes_no_limit(make_host):
     """Interfaces 1: what list knows and redrive does not is usage, not passed over."""
     host = make_host()
