@@ -15,7 +15,7 @@ error("lua/meta describes the API for editors: it is not for require")
 ---@field metadata moontide.Metadata empty when there is none, or none that is a JSON object
 ---@field source moontide.Source
 ---@field attempt integer 1 for the first
----@field raw string the body's bytes
+---@field raw string the payload's bytes as they came, not decoded; of a body that is no JSON, all of it
 
 ---@class moontide.Metadata
 ---@field actorId? string
