@@ -25,8 +25,8 @@ GROWTH = 1.03
 
 FIXED = {
     "SIMDJSON_FORCE_IMPLEMENTATION": "westmere",
-    "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-AVX512F,-AVX512VL,-ERMS,-FSRM,-BMI2,-MOVBE:"
-                      "glibc.malloc.tcache_count=7",
+    "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX,-AVX_Fast_Unaligned_Load,-AVX2,-AVX512F,-AVX512VL,"
+                      "-ERMS,-FSRM,-BMI2,-MOVBE:glibc.malloc.tcache_count=7",
 }
 PACKAGES = ("gcc-12", "libc6", "libluajit-5.1-2", "libsimdjson14", "libev4", "libjansson4",
             "valgrind")
