@@ -8,15 +8,13 @@
 #include "base/list.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "http/listen.h"
 
-#include <arpa/inet.h>
 #include <ev.h>
 #include <microhttpd.h>
-#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 static const char component[] = "http";
@@ -240,25 +238,12 @@ static unsigned rights_of(const struct http_request *req)
 }
 
 /* A name that resolves to us is not enough on loopback: a web page in the
- * operator's browser could point its own name here (DNS rebinding), and a name
- * may begin like an address of ours. */
+ * operator's browser could point its own name here (DNS rebinding). */
 static bool host_is_ours(const struct http_request *req)
 {
     const char *host = http_header(req, "Host");
-    struct in_addr v4;
-    char name[16]; /* nothing of ours is longer */
-    size_t len;
 
-    if (!req->server->is_loopback || !host)
-        return true;
-    len = *host == '[' ? strcspn(host, "]") + 1 : strcspn(host, ":");
-    if (len > strlen(host) || len >= sizeof(name) ||
-        (host[len] != '\0' && host[len] != ':'))
-        return false;
-    snprintf(name, sizeof(name), "%.*s", (int)len, host);
-    return strcasecmp(name, "localhost") == 0 || strcmp(name, "[::1]") == 0 ||
-           (inet_pton(AF_INET, name, &v4) == 1 &&
-            ntohl(v4.s_addr) >> 24 == 127);
+    return !req->server->is_loopback || !host || listen_is_loopback(host);
 }
 
 static bool comes_from_elsewhere(const struct http_request *req,
@@ -452,44 +437,6 @@ static void quiet_log(void *ctx, const char *fmt, va_list ap)
 
 /* --- opening ------------------------------------------------------------------------ */
 
-static bool parse_listen(const char *text, struct sockaddr_storage *addr,
-                         socklen_t *len, bool *loopback, struct err *err)
-{
-    struct sockaddr_in *v4 = (struct sockaddr_in *)(void *)addr;
-    struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)(void *)addr;
-    const char *colon = strrchr(text, ':');
-    char host[64], *end = NULL;
-    long port = colon ? strtol(colon + 1, &end, 10) : -1;
-
-    memset(addr, 0, sizeof(*addr));
-    if (!colon || !colon[1] || *end || port < 0 || port > 65535 ||
-        (size_t)(colon - text) >= sizeof(host))
-        goto bad;
-    snprintf(host, sizeof(host), "%.*s", (int)(colon - text), text);
-    if (strcmp(host, "localhost") == 0)
-        snprintf(host, sizeof(host), "127.0.0.1");
-    if (inet_pton(AF_INET, *host ? host : "0.0.0.0", &v4->sin_addr) == 1) {
-        v4->sin_family = AF_INET;
-        v4->sin_port = htons((uint16_t)port);
-        *len = sizeof(*v4);
-        *loopback = (ntohl(v4->sin_addr.s_addr) >> 24) == 127;
-        return true;
-    }
-    if (host[0] == '[' && host[strlen(host) - 1] == ']') {
-        host[strlen(host) - 1] = '\0';
-        if (inet_pton(AF_INET6, host + 1, &v6->sin6_addr) == 1) {
-            v6->sin6_family = AF_INET6;
-            v6->sin6_port = htons((uint16_t)port);
-            *len = sizeof(*v6);
-            *loopback = IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr);
-            return true;
-        }
-    }
-bad:
-    return err_set(err, ERR_PERMANENT,
-                   "http.listen = \"%s\" is not address:port", text);
-}
-
 static bool right_of(const char *name, unsigned *bits)
 {
     static const struct {
@@ -583,49 +530,6 @@ static bool read_tokens(struct http_server *s, struct err *err)
     return true;
 }
 
-static int open_socket(const struct sockaddr_storage *addr, socklen_t len,
-                       const char *text, struct err *err)
-{
-    int one = 1;
-    int fd =
-        socket(addr->ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-    if (fd >= 0) {
-        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-        if (bind(fd, (const struct sockaddr *)(const void *)addr, len) == 0 &&
-            listen(fd, 256) == 0)
-            return fd;
-    }
-    err_set(err, ERR_PERMANENT, "cannot listen on %s: %m", text);
-    if (fd >= 0)
-        close(fd);
-    return -1;
-}
-
-static void note_address(struct http_server *s, int fd)
-{
-    struct sockaddr_storage addr = {0};
-    socklen_t len = sizeof(addr);
-    char host[64] = "?";
-    int port = 0;
-
-    if (getsockname(fd, (struct sockaddr *)(void *)&addr, &len) != 0)
-        return;
-    if (addr.ss_family == AF_INET) {
-        struct sockaddr_in *v4 = (struct sockaddr_in *)(void *)&addr;
-
-        inet_ntop(AF_INET, &v4->sin_addr, host, sizeof(host));
-        port = ntohs(v4->sin_port);
-        snprintf(s->address, sizeof(s->address), "%s:%d", host, port);
-    } else {
-        struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)(void *)&addr;
-
-        inet_ntop(AF_INET6, &v6->sin6_addr, host, sizeof(host));
-        port = ntohs(v6->sin6_port);
-        snprintf(s->address, sizeof(s->address), "[%s]:%d", host, port);
-    }
-}
-
 static bool start_daemon(struct http_server *s, int fd, struct err *err)
 {
     const union MHD_DaemonInfo *info;
@@ -656,9 +560,8 @@ struct http_server *http_server_new(struct ev_loop *loop,
                                     struct err *err)
 {
     struct http_server *s = xcalloc(1, sizeof(*s));
-    struct sockaddr_storage addr;
-    socklen_t len = 0;
-    int fd = -1;
+    struct listen_address address;
+    int fd;
 
     s->loop = loop;
     s->options = *options;
@@ -667,11 +570,13 @@ struct http_server *http_server_new(struct ev_loop *loop,
     ev_timer_init(&s->sweep, on_sweep, 5, 5);
     ev_init(&s->io, on_io);
     s->io.data = s->timeout.data = s->sweep.data = s;
-    if (!parse_listen(options->listen, &addr, &len, &s->is_loopback, err) ||
-        !read_tokens(s, err) ||
-        (fd = open_socket(&addr, len, options->listen, err)) < 0)
+    if (!listen_parse(options->listen, &address, err))
         goto fail;
-    note_address(s, fd);
+    s->is_loopback = address.is_loopback;
+    if (!read_tokens(s, err) ||
+        (fd = listen_open(&address, options->listen, err)) < 0)
+        goto fail;
+    listen_name(fd, s->address, sizeof(s->address));
     if (!start_daemon(s, fd, err))
         goto fail;
     ev_timer_start(loop, &s->sweep);
