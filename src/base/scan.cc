@@ -6,6 +6,7 @@
 
 #include <simdjson.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -27,9 +28,7 @@ struct scan {
     std::string text;                // a copy with room for the padding
     std::deque<std::string> strings; // unescaped ones, of the last call
 
-    // The names that were asked for last, with their lengths.
-    const char *const *names = nullptr;
-    std::vector<std::string_view> known{};
+    std::vector<std::string_view> known{};     // the names asked for last
     std::vector<size_t> buckets[NAME_BUCKETS]; // places in `known`
 };
 
@@ -138,12 +137,15 @@ size_t bucket_of(std::string_view name)
            NAME_BUCKETS;
 }
 
-// Callers ask for the same few names again and again, by the same array.
+// Callers ask for the same few names again and again.
 void know(struct scan *s, const char *const *names, size_t n)
 {
-    if (s->names == names && s->known.size() == n)
+    auto is_same = [](std::string_view known, const char *name) {
+        return known.data() == name;
+    };
+
+    if (std::equal(s->known.begin(), s->known.end(), names, names + n, is_same))
         return;
-    s->names = names;
     s->known.assign(names, names + n);
     for (auto &bucket : s->buckets)
         bucket.clear();

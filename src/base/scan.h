@@ -23,7 +23,8 @@ struct scan;
 struct scan *scan_new(void);
 void scan_free(struct scan *scan); /* NULL is allowed */
 
-/* `json` is one object; values[i] is its member names[i]. */
+/* `json` is one object; values[i] is its member names[i]. The names are borrowed
+ * until the next call with others: literals, as a rule. */
 bool scan_members(struct scan *scan, struct slice json,
                   const char *const *names, size_t n, struct slice *values,
                   struct err *err) MUST_CHECK;
