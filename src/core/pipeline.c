@@ -633,5 +633,7 @@ void pipeline_numbers(const struct pipeline *pl, struct pipeline_numbers *n)
     n->events = pl->n_events;
     n->cost = pl->cost;
     n->lanes = pl->lanes.len;
-    n->taken = pl->n_taken;
+    n->received = 0;
+    for (int i = 0; i < SOURCE_KIND_COUNT; i++)
+        n->received += series_value(pl->received[i]);
 }

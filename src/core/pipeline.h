@@ -159,7 +159,7 @@ bool pipeline_worker_is_idle(const struct pipeline *pl, unsigned worker);
 struct pipeline_numbers {
     uint64_t deliveries[DELIVERY_STATE_COUNT];
     uint64_t events, cost, lanes; /* now */
-    uint64_t taken;               /* events, ever */
+    double received;              /* events, ever */
 };
 void pipeline_numbers(const struct pipeline *pl, struct pipeline_numbers *n);
 

@@ -42,7 +42,7 @@ struct pipeline {
     struct list spare_ready; /* lanes that want the spare worker */
 
     uint64_t counts[DELIVERY_STATE_COUNT];
-    uint64_t n_events, n_taken, cost;
+    uint64_t n_events, cost;
     uint32_t n_full; /* partitions whose window is full and not paused */
     bool room_refused;
     struct series *latency, *latency_s, *received[SOURCE_KIND_COUNT];

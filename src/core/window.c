@@ -499,7 +499,6 @@ void window_taken(struct pipeline *pl, struct event *ev)
     struct partition *p = ev->partition;
 
     pl->n_events++;
-    pl->n_taken++;
     pl->cost += ev->cost;
     if (++p->events >= pl->config.window_events && !p->full_since_us) {
         p->full_since_us = pl->now_us;

@@ -171,9 +171,9 @@ static void give_back_memory(struct host *h, int64_t now_us)
         return;
     h->next_trim_us = now_us + TRIM_EVERY_US;
     pipeline_numbers(h->pipeline, &n);
-    if (n.taken != h->taken_at_trim)
+    if (n.received > h->received_at_trim)
         malloc_trim(0);
-    h->taken_at_trim = n.taken;
+    h->received_at_trim = n.received;
 }
 
 static void go_on_draining(struct host *h);

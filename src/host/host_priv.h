@@ -65,7 +65,7 @@ struct host {
     bool is_draining;
     bool is_held; /* DOMAIN_EVENTS_ENABLED is off */
     int64_t next_trim_us;
-    uint64_t taken_at_trim; /* events, ever */
+    double received_at_trim;
     int64_t next_chores_us;
     int exit_code;
     ev_timer tick, drain;

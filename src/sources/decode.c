@@ -411,9 +411,8 @@ static bool decode_by_format(struct scan *scan, enum format format,
 {
     out->body = kept->value;
     if ((format == FORMAT_AUTO || format == FORMAT_CLOUDEVENTS) &&
-        kafka_kept_header(kept, SLICE_LIT("ce_specversion")).ptr) {
+        kafka_kept_header(kept, SLICE_LIT("ce_specversion")).ptr)
         return cloud_binary(kept, out, err);
-    }
     if (!has_value(kept, err))
         return false;
     if (format == FORMAT_DEBEZIUM)

@@ -216,7 +216,6 @@ static void read_letters(struct redrive_source *s)
 
 static void look(struct redrive_source *s)
 {
-
     if (s->request || !s->is_started || s->stopping.is_asked)
         return;
     if (s->is_paused || s->open >= OPEN_MAX) {
