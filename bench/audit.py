@@ -3,7 +3,7 @@ connection without any promise."""
 
 import subprocess
 
-from common import BUILD, ROOT, Bench, Host, run_json, tree_cpu_us
+from common import BUILD, ROOT, Bench, Host
 
 
 def main():
@@ -30,23 +30,14 @@ def main():
             name = f"ours{i}"
             host = Host(bench.folder / name, {"audit": source}, database=fresh(name),
                         brokers=broker.bootstrap, topics=["orders"])
-            before = tree_cpu_us(server.process.pid)
-            host.start()
-            try:
-                result = host.drain_all("audit", events)
-            finally:
-                host.end(timeout=40)
+            result = bench.drain(host, "audit", events, server)
             assert rows(name) == (events, events), rows(name)
-            result["db_us"] = (tree_cpu_us(server.process.pid) - before) / events
             server.query(f"drop database {name}")
             return result
 
         def limit(i):
             name = f"limit{i}"
-            url, before = fresh(name), tree_cpu_us(server.process.pid)
-            result = run_json("limit_insert", url, events)
-            result["rate"] = result["events"] / result["seconds"]
-            result["db_us"] = (tree_cpu_us(server.process.pid) - before) / events
+            result = bench.limit("limit_insert", fresh(name), events, server=server)
             server.query(f"drop database {name}")
             return result
 
@@ -58,8 +49,8 @@ def main():
         bench.row("  moontide, exactly once", [r["rate"] for r in mine], "events/s")
         bench.row("  plain COPY", [r["rate"] for r in bare], "events/s")
         bench.row("  CPU, host and worker", [r["cpu_us"] for r in mine], "µs/event")
-        bench.row("  CPU, database", [r["db_us"] for r in mine], "µs/event")
-        bench.row("  CPU, database, plain COPY", [r["db_us"] for r in bare], "µs/event")
+        bench.row("  CPU, database", [r["server_us"] for r in mine], "µs/event")
+        bench.row("  CPU, database, plain COPY", [r["server_us"] for r in bare], "µs/event")
 
 
 main()

@@ -231,6 +231,28 @@ class Bench:
         self.servers.append(server)
         return server
 
+    def drain(self, host, handler, events, server=None):
+        """Start, drain, end: what drain_all() tells, and the CPU of `server`."""
+        before = tree_cpu_us(server.process.pid) if server else 0
+        host.start()
+        try:
+            result = host.drain_all(handler, events)
+        finally:
+            host.end(timeout=40)
+        if server:
+            result["server_us"] = (tree_cpu_us(server.process.pid) - before) / events
+        return result
+
+    def limit(self, program, *args, server=None):
+        """One of bench/limits, with its rate and the CPU of `server`."""
+        before = tree_cpu_us(server.process.pid) if server else 0
+        result = run_json(program, *args)
+        result["rate"] = result["events"] / result["seconds"]
+        if server:
+            spent = tree_cpu_us(server.process.pid) - before
+            result["server_us"] = spent / result["events"]
+        return result
+
     def pairs(self, ours, limit):
         """A B A B …: one pair to warm up, then as many as were asked for."""
         pairs = []

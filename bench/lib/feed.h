@@ -58,7 +58,8 @@ bool feed_is_over(const struct feed *f);
 
 /* A bundle as a worker takes it: `source` is a handler file. */
 void feed_load(struct feed *f, uint32_t vm, const char *source);
-/* Texts that the worker says; false when it refuses to load. */
+/* What the worker says beside verdicts: true for "loaded". It ends the program
+ * when a handler is refused. */
 bool feed_say(struct feed *f, const struct msg_head *msg, size_t len);
 void feed_publish(struct feed *f);
 
