@@ -31,6 +31,7 @@ static void stop_watchers(struct pg_conn *conn)
     ev_io_stop(conn->pool->loop, &conn->reader);
     ev_io_stop(conn->pool->loop, &conn->writer);
     ev_timer_stop(conn->pool->loop, &conn->deadline);
+    ev_timer_stop(conn->pool->loop, &conn->cancelling);
 }
 
 static void set_watcher(struct pg_conn *conn, ev_io *w, bool on)
@@ -303,7 +304,7 @@ static void *cancel_thread(void *arg)
     return NULL;
 }
 
-void pg_cancel(struct pg_conn *conn)
+static void send_cancel(struct pg_conn *conn)
 {
     PGcancel *cancel = conn->pq ? PQgetCancel(conn->pq) : NULL;
     pthread_t thread;
@@ -315,4 +316,27 @@ void pg_cancel(struct pg_conn *conn)
         pthread_detach(thread);
     else
         PQfreeCancel(cancel);
+}
+
+/* A server that has not read the statement yet drops its cancel. Once released
+ * nothing follows that a second one could hit. */
+static void on_cancel_again(struct ev_loop *loop, ev_timer *w, int revents)
+{
+    struct pg_conn *conn = w->data;
+
+    (void)revents;
+    if (conn->current && !conn->pinned)
+        send_cancel(conn);
+    else
+        ev_timer_stop(loop, w);
+}
+
+void pg_cancel(struct pg_conn *conn)
+{
+    send_cancel(conn);
+    if (!conn->cancelled || ev_is_active(&conn->cancelling))
+        return;
+    ev_timer_init(&conn->cancelling, on_cancel_again, 1, 1);
+    conn->cancelling.data = conn;
+    ev_timer_start(conn->pool->loop, &conn->cancelling);
 }

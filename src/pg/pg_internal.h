@@ -141,7 +141,8 @@ struct pg_conn {
     bool cancelled; /* once was: not for reuse after its release */
     bool soiled;    /* its session is to be cleaned at its release */
     ev_io reader, writer;
-    ev_timer deadline; /* of connecting */
+    ev_timer deadline;   /* of connecting */
+    ev_timer cancelling; /* until what was cancelled has ended */
     struct resolver *resolver;
     struct pg_request *current;
     struct list queue;

@@ -8,6 +8,7 @@
 
 #include <dlfcn.h>
 #include <ev.h>
+#include <libpq-fe.h>
 #include <netdb.h>
 #include <semaphore.h>
 #include <setjmp.h>
@@ -442,6 +443,28 @@ static void release_cancels_what_still_runs(void **state)
     pg_pool_free(pool);
 }
 
+static atomic_int cancels_to_lose;
+
+/* In the place of libpq's: a cancel that overtakes its statement is lost. */
+int PQcancel(PGcancel *cancel, char *why, int size)
+{
+    int (*libpq)(PGcancel *, char *, int);
+
+    if (atomic_load(&cancels_to_lose) > 0) {
+        atomic_fetch_sub(&cancels_to_lose, 1);
+        return 1;
+    }
+    *(void **)&libpq = dlsym(RTLD_NEXT, "PQcancel");
+    return libpq(cancel, why, size);
+}
+
+static void a_cancel_that_is_lost_is_sent_again(void **state)
+{
+    atomic_store(&cancels_to_lose, 1);
+    release_cancels_what_still_runs(state);
+    assert_int_equal(atomic_load(&cancels_to_lose), 0);
+}
+
 static void requests_share_a_small_pool_in_order(void **state)
 {
     struct pg_pool *pool = pool_to(server(), 2);
@@ -572,6 +595,7 @@ int main(void)
         cmocka_unit_test(copy_as_a_plain_statement_is_refused),
         cmocka_unit_test(a_lost_connection_is_told_and_replaced),
         cmocka_unit_test(release_cancels_what_still_runs),
+        cmocka_unit_test(a_cancel_that_is_lost_is_sent_again),
         cmocka_unit_test(requests_share_a_small_pool_in_order),
         cmocka_unit_test(many_statements_outgrow_the_plan_cache),
         cmocka_unit_test(a_plan_survives_a_changed_table),
