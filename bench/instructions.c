@@ -31,28 +31,32 @@
 static void answer(struct ring_reader *down, struct ring_writer *up)
 {
     const struct msg_head *msg;
-    struct delivery_msg d;
-    size_t len;
+    const struct delivery_msg *to;
+    struct event_msg ev;
+    size_t len, n;
 
     while (ring_next(down, &msg, &len) == RING_MESSAGE) {
-        if (!read_deliver(msg, len, &d) ||
-            !write_verdict(up, &(struct verdict_msg){.slot = d.slot,
-                                                     .generation = d.generation,
-                                                     .verdict = VERDICT_ACK,
-                                                     .duration_us = 10,
-                                                     .after_ms = -1}))
+        if (!read_deliver(msg, len, &ev, &to, &n))
             exit(1);
+        for (size_t i = 0; i < n; i++)
+            if (!write_verdict(
+                    up, &(struct verdict_msg){.slot = to[i].slot,
+                                              .generation = to[i].generation,
+                                              .verdict = VERDICT_ACK,
+                                              .duration_us = 10,
+                                              .after_ms = -1}))
+                exit(1);
     }
     ring_release(down);
     ring_publish(up);
 }
 
-static int host(long events, bool headers)
+static int host(long events, bool headers, unsigned handlers)
 {
     struct feed_shape shape = {.events = events + WARM_UP,
                                .keys = 5000,
                                .size = 600,
-                               .handlers = 1,
+                               .handlers = handlers,
                                .partitions = 8,
                                .headers = headers};
     struct ring_reader down;
@@ -79,12 +83,12 @@ static int host(long events, bool headers)
 
 /* --- the worker's path --------------------------------------------------------- */
 
-static int worker(long events, const char *handler)
+static int worker(long events, const char *handler, unsigned handlers)
 {
     struct feed_shape shape = {.events = events,
                                .keys = 5000,
                                .size = 600,
-                               .handlers = 1,
+                               .handlers = handlers,
                                .partitions = 8,
                                .headers = true};
     int config = memfd_create("config", 0);
@@ -97,7 +101,8 @@ static int worker(long events, const char *handler)
         return 1;
     lseek(config, 0, SEEK_SET);
     feed_init(&f, &shape, 8 << 20, 4 << 20);
-    feed_load(&f, 1, handler_named(handler));
+    for (uint32_t vm = 1; vm <= handlers; vm++)
+        feed_load(&f, vm, handler_named(handler));
     feed_start(&f);
     for (long before = -1; f.offered < events && f.offered != before;) {
         before = f.offered;
@@ -118,12 +123,14 @@ static int worker(long events, const char *handler)
 int main(int argc, char **argv)
 {
     long events = argc > 2 ? atol(argv[2]) : 0;
+    unsigned handlers = argc > 4 ? (unsigned)atoi(argv[4]) : 1;
 
-    if (argc >= 3 && strcmp(argv[1], "host") == 0)
-        return host(events, argc > 3);
-    if (argc == 4 && strcmp(argv[1], "worker") == 0)
-        return worker(events, argv[3]);
-    fputs("instructions host EVENTS [headers] | worker EVENTS HANDLER\n",
+    if (argc >= 4 && strcmp(argv[1], "host") == 0)
+        return host(events, strcmp(argv[3], "headers") == 0, handlers);
+    if (argc >= 4 && strcmp(argv[1], "worker") == 0)
+        return worker(events, argv[3], handlers);
+    fputs("instructions host EVENTS headers|envelope [HANDLERS]\n"
+          "instructions worker EVENTS HANDLER [HANDLERS]\n",
           stderr);
     return 2;
 }

@@ -34,11 +34,13 @@ PACKAGES = ("gcc-12", "libc6", "libluajit-5.1-2", "libsimdjson14", "libev4", "li
 HOST, WORKER, SHORT = 20000, 1000, 200
 CASES = {
     "host, facts in headers": ("host", HOST, "headers"),
-    "host, facts in the envelope": ("host", HOST),
+    "host, facts in the envelope": ("host", HOST, "envelope"),
+    "host, each of four handlers": ("host", HOST, "headers", 4),
     "worker, three fields": ("worker", WORKER, "three"),
     "worker, the whole payload": ("worker", WORKER, "walk"),
     "worker, event.raw": ("worker", WORKER, "raw"),
     "worker, nothing": ("worker", WORKER, "none"),
+    "worker, each of four handlers": ("worker", WORKER, "three", 4),
 }
 
 
@@ -54,14 +56,16 @@ def count(*args, out="/dev/null"):
 
 
 def per_event(case):
-    """The host counts only its own part; of a worker, what more events add."""
+    """The host counts only its own part; of a worker, what more events add. Of
+    several handlers, what each of them costs."""
     path, events, *rest = CASES[case]
+    handlers = rest[1] if len(rest) > 1 else 1
     if path == "host":
-        return round(count(path, events, *rest) / events)
+        return round(count(path, events, *rest) / events / handlers)
     # A timer that fires meanwhile only adds.
     most = min(count(path, events, *rest) for _ in range(3))
     least = min(count(path, SHORT, *rest) for _ in range(3))
-    return round((most - least) / (events - SHORT))
+    return round((most - least) / (events - SHORT) / handlers)
 
 
 def versions():

@@ -132,12 +132,13 @@ static void offer(struct feed *f)
 
 /* --- the pipeline's wishes ------------------------------------------------------ */
 
-static bool op_send(void *ctx, unsigned worker, const struct delivery_msg *msg)
+static bool op_send(void *ctx, unsigned worker, const struct event_msg *ev,
+                    const struct delivery_msg *to, size_t n)
 {
     struct feed *f = ctx;
 
     (void)worker;
-    if (!write_deliver(&f->down, msg)) {
+    if (!write_deliver(&f->down, ev, to, n)) {
         feed_publish(f);
         ring_writer_wait(&f->down);
         return false;

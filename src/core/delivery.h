@@ -47,6 +47,7 @@ struct delivery {
     struct event *event;
     struct handler *handler;
     struct lane *lane;
+    struct list of_event;  /* struct event's deliveries */
     struct list in_lane;   /* struct lane's deliveries, in order */
     struct list in_cursor; /* struct cursor's unsettled, in order of arrival */
     struct failures *failures;

@@ -117,22 +117,12 @@ void handler_unblock(struct pipeline *pl, struct handler *h)
 
 /* --- sending ---------------------------------------------------------------- */
 
-static void compose(struct delivery_msg *m, const struct delivery *d,
-                    const struct lane *lane, uint32_t slot, uint32_t generation)
+static void compose(struct event_msg *m, const struct event *ev)
 {
-    const struct event *ev = d->event;
     const struct partition *p = ev->partition;
 
-    *m = (struct delivery_msg){
-        .slot = slot,
-        .generation = generation,
-        .vm = d->handler->vm,
-        .attempt = d->attempt,
-        .flags = (uint16_t)((lane->inflight == 0 ? DELIVER_FRESH : 0) |
-                            (ev->only_handler ? DELIVER_INBOX : 0)),
-        .lane = lane->id,
+    *m = (struct event_msg){
         .place = ev->place,
-        .epoch = p->cursors[d->handler->index].epoch,
         .arrived_us = ev->arrived_us,
         .source = p->ops->kind,
         .form = ev->form,
@@ -143,22 +133,67 @@ static void compose(struct delivery_msg *m, const struct delivery *d,
     memcpy(m->facts, ev->facts, sizeof(m->facts));
 }
 
-/* One delivery of the lane; false when the ring is full. */
-static bool send_one(struct pipeline *pl, unsigned worker, struct lane *lane)
+static void address(struct delivery_msg *m, const struct delivery *d,
+                    uint32_t slot, uint32_t generation)
+{
+    const struct event *ev = d->event;
+
+    *m = (struct delivery_msg){
+        .slot = slot,
+        .generation = generation,
+        .vm = d->handler->vm,
+        .attempt = d->attempt,
+        .flags = (uint16_t)((d->lane->inflight == 0 ? DELIVER_FRESH : 0) |
+                            (ev->only_handler ? DELIVER_INBOX : 0)),
+        .lane = d->lane->id,
+        .epoch = ev->partition->cursors[d->handler->index].epoch,
+    };
+}
+
+/* Could this one be sent to that worker just as well, now? */
+static bool may_come_along(const struct pipeline *pl, const struct delivery *d,
+                           unsigned worker)
+{
+    const struct lane *lane = d->lane;
+
+    return lane->head == d && can_send(lane) &&
+           !handler_is_full(lane->handler) && !wants_spare(pl, lane) &&
+           (lane->inflight > 0 ? lane->worker : home_of(pl, lane)) == worker;
+}
+
+/* `first` and those of the same event that can go with it: the event crosses
+ * the ring, and is parsed there, once for all of them. */
+static size_t gather(const struct pipeline *pl, unsigned worker,
+                     struct delivery *first,
+                     struct delivery *all[static DELIVER_MAX])
+{
+    struct list *event = &first->event->deliveries;
+    size_t n = 0, most = DELIVER_MAX;
+
+    all[n++] = first;
+    if (event->next == event->prev || worker == pl->config.n_workers)
+        return n;
+    if (most > pl->workers[worker]->n_free)
+        most = pl->workers[worker]->n_free;
+    list_foreach(at, event) {
+        struct delivery *d = CONTAINER_OF(at, struct delivery, of_event);
+
+        if (n < most && d != first && may_come_along(pl, d, worker))
+            all[n++] = d;
+    }
+    return n;
+}
+
+/* In the worker's table from now on. */
+static void is_sent(struct pipeline *pl, unsigned worker, struct delivery *d)
 {
     struct worker_slots *w = pl->workers[worker];
-    struct delivery *d = lane->head;
-    uint32_t slot = w->free[w->n_free - 1];
-    struct delivery_msg msg;
-    struct list *next;
+    struct lane *lane = d->lane;
+    struct list *next = d->in_lane.next;
 
-    compose(&msg, d, lane, slot, w->generation[slot] + 1);
-    if (!pl->ops->send(pl->ctx, worker, &msg))
-        return false;
-    w->n_free--;
-    w->generation[slot]++;
-    w->at[slot] = d;
-    d->slot = slot;
+    d->slot = w->free[--w->n_free];
+    w->generation[d->slot]++;
+    w->at[d->slot] = d;
     delivery_set_state(d, DELIVERY_INFLIGHT, pl->counts);
     d->handler->inflight++;
     d->handler->inflight_cost += d->event->body.len;
@@ -166,10 +201,30 @@ static bool send_one(struct pipeline *pl, unsigned worker, struct lane *lane)
     lane->inflight++;
     lane->worker = worker;
     lane->vm = d->handler->vm;
-    next = d->in_lane.next;
     lane->head = next == &lane->deliveries
                      ? NULL
                      : CONTAINER_OF(next, struct delivery, in_lane);
+}
+
+/* The lane's next delivery, in company; false when the ring is full. */
+static bool send_one(struct pipeline *pl, unsigned worker, struct lane *lane)
+{
+    struct worker_slots *w = pl->workers[worker];
+    struct delivery *all[DELIVER_MAX];
+    struct delivery_msg to[DELIVER_MAX];
+    size_t n = gather(pl, worker, lane->head, all);
+    struct event_msg ev;
+
+    compose(&ev, lane->head->event);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t slot = w->free[w->n_free - 1 - i];
+
+        address(&to[i], all[i], slot, w->generation[slot] + 1);
+    }
+    if (!pl->ops->send(pl->ctx, worker, &ev, to, n))
+        return false;
+    for (size_t i = 0; i < n; i++)
+        is_sent(pl, worker, all[i]);
     return true;
 }
 

@@ -10,6 +10,7 @@
 #ifndef MT_CORE_EVENT_H
 #define MT_CORE_EVENT_H
 
+#include "base/list.h"
 #include "base/slice.h"
 #include "base/words.h"
 
@@ -36,6 +37,7 @@ struct event {
     char *only_handler;
 
     /* The pipeline's own. */
+    struct list deliveries; /* not yet settled */
     uint32_t pending; /* deliveries not yet settled, + 1 while being routed */
     uint32_t cost;    /* bytes it counts in the window */
 };

@@ -179,6 +179,7 @@ struct event *pipeline_event_new(struct pipeline *pl, struct partition *p)
     struct event *ev = pool_take(&pl->events);
 
     memset(ev, 0, sizeof(*ev));
+    list_init(&ev->deliveries);
     ev->partition = p;
     return ev;
 }
@@ -269,6 +270,7 @@ static struct delivery *delivery_new(struct pipeline *pl, struct event *ev,
     d->state = DELIVERY_WAITING;
     pl->counts[DELIVERY_WAITING]++;
     ev->pending++;
+    list_append(&ev->deliveries, &d->of_event);
     list_append(&c->unsettled, &d->in_cursor);
     list_append(&d->lane->deliveries, &d->in_lane);
     if (!d->lane->head)
@@ -326,6 +328,7 @@ static void forget(struct pipeline *pl, struct delivery *d)
     struct event *ev = d->event;
 
     delivery_set_state(d, DELIVERY_SETTLED, pl->counts);
+    list_remove(&d->of_event);
     list_remove(&d->in_cursor);
     leave_lane(pl, d);
     delivery_forget_failures(d);

@@ -22,9 +22,11 @@ struct pipeline;
 #define PIPELINE_WORKERS_MAX 65 /* the last one is the spare */
 
 struct pipeline_ops {
-    /* Write the delivery to the worker's ring; false when it is full (the
-     * pipeline tries again at pipeline_pump). */
-    bool (*send)(void *ctx, unsigned worker, const struct delivery_msg *msg);
+    /* Write the event with these of its deliveries (1…DELIVER_MAX) to the
+     * worker's ring; false when it is full (the pipeline tries again at
+     * pipeline_pump). */
+    bool (*send)(void *ctx, unsigned worker, const struct event_msg *ev,
+                 const struct delivery_msg *to, size_t n);
     /* Store a dead letter, or a skip (how says which), then call
      * pipeline_stored(). The delivery is borrowed until then. */
     void (*store)(void *ctx, struct delivery *d, enum verdict how);

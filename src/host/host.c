@@ -63,9 +63,10 @@ const char *host_bootstrap(const struct host *h)
 
 /* --- the pipeline's wishes -------------------------------------------------------- */
 
-static bool op_send(void *ctx, unsigned worker, const struct delivery_msg *msg)
+static bool op_send(void *ctx, unsigned worker, const struct event_msg *ev,
+                    const struct delivery_msg *to, size_t n)
 {
-    return supervisor_send(((struct host *)ctx)->supervisor, worker, msg);
+    return supervisor_send(((struct host *)ctx)->supervisor, worker, ev, to, n);
 }
 
 static void op_store(void *ctx, struct delivery *d, enum verdict how)

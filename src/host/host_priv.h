@@ -106,7 +106,8 @@ void supervisor_load(struct supervisor *s, const struct bundle *b);
 bool supervisor_has_loaded(const struct supervisor *s, uint32_t vm);
 void supervisor_unload(struct supervisor *s, uint32_t vm);
 bool supervisor_send(struct supervisor *s, unsigned worker,
-                     const struct delivery_msg *msg);
+                     const struct event_msg *ev, const struct delivery_msg *to,
+                     size_t n);
 void supervisor_want_spare(struct supervisor *s);
 void supervisor_reply(struct supervisor *s, unsigned worker, uint64_t serial,
                       uint32_t call, bool ok, struct slice text);

@@ -151,9 +151,10 @@ void supervisor_tick(struct supervisor *s, int64_t now_us)
 /* --- messages -------------------------------------------------------------------- */
 
 bool supervisor_send(struct supervisor *s, unsigned worker,
-                     const struct delivery_msg *msg)
+                     const struct event_msg *ev, const struct delivery_msg *to,
+                     size_t n)
 {
-    return worker_deliver(&s->workers[worker], msg);
+    return worker_deliver(&s->workers[worker], ev, to, n);
 }
 
 void supervisor_reply(struct supervisor *s, unsigned worker, uint64_t serial,

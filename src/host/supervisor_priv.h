@@ -70,7 +70,8 @@ void worker_queue(struct worker *w, enum msg_kind kind, uint32_t id, bool ok,
                   struct slice text);
 void worker_drop_queue(struct worker *w);
 /* False when it has no room or is not up. */
-bool worker_deliver(struct worker *w, const struct delivery_msg *msg);
+bool worker_deliver(struct worker *w, const struct event_msg *ev,
+                    const struct delivery_msg *to, size_t n);
 void worker_load(struct worker *w, const struct bundle *b);
 void worker_load_all(struct worker *w); /* every version in use */
 bool worker_has_loaded(const struct worker *w, uint32_t vm);

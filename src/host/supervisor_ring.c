@@ -66,10 +66,11 @@ static bool send_queue(struct worker *w)
     return true;
 }
 
-bool worker_deliver(struct worker *w, const struct delivery_msg *msg)
+bool worker_deliver(struct worker *w, const struct event_msg *ev,
+                    const struct delivery_msg *to, size_t n)
 {
     if (w->state != WORKER_UP || !send_queue(w) ||
-        !write_deliver(&w->down, msg)) {
+        !write_deliver(&w->down, ev, to, n)) {
         ring_publish(&w->down);
         if (w->state == WORKER_UP)
             ring_writer_wait(&w->down);

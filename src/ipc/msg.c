@@ -1,6 +1,7 @@
 #include "ipc/msg.h"
 
 #include "base/check.h"
+#include "ipc/channel.h"
 
 #include <string.h>
 
@@ -20,44 +21,43 @@ static char *put(char *at, struct slice s)
     return at + s.len;
 }
 
-size_t deliver_size(const struct delivery_msg *d)
+size_t deliver_size(const struct event_msg *ev, size_t n)
 {
-    size_t size = sizeof(struct msg_deliver) + d->topic.len + d->partition.len +
-                  d->body.len;
+    size_t size = sizeof(struct msg_deliver) + n * sizeof(struct delivery_msg) +
+                  ev->topic.len + ev->partition.len + ev->body.len;
 
     for (int i = 0; i < FACT_COUNT; i++)
-        size += d->facts[i].len;
+        size += ev->facts[i].len;
     return size;
 }
 
-bool write_deliver(struct ring_writer *w, const struct delivery_msg *d)
+bool write_deliver(struct ring_writer *w, const struct event_msg *ev,
+                   const struct delivery_msg *to, size_t n)
 {
-    struct msg_deliver *m = ring_reserve(w, MSG_DELIVER, deliver_size(d));
+    struct msg_deliver *m = ring_reserve(w, MSG_DELIVER, deliver_size(ev, n));
     char *at;
 
+    CHECK(n > 0 && n <= DELIVER_MAX);
     if (!m)
         return false;
-    m->head.flags = d->flags;
-    m->slot = d->slot;
-    m->generation = d->generation;
-    m->vm = d->vm;
-    m->attempt = d->attempt;
-    m->lane = d->lane;
-    m->place = d->place;
-    m->epoch = d->epoch;
-    m->arrived_us = d->arrived_us;
-    m->source = (uint16_t)d->source;
-    m->form = (uint16_t)d->form;
-    m->topic_len = (uint32_t)d->topic.len;
-    m->partition_len = (uint32_t)d->partition.len;
-    m->body_len = (uint32_t)d->body.len;
-    at = put(put(m->bytes, d->topic), d->partition);
+    m->place = ev->place;
+    m->arrived_us = ev->arrived_us;
+    m->source = (uint16_t)ev->source;
+    m->form = (uint16_t)ev->form;
+    m->n = (uint32_t)n;
+    m->topic_len = (uint32_t)ev->topic.len;
+    m->partition_len = (uint32_t)ev->partition.len;
+    m->body_len = (uint32_t)ev->body.len;
+    m->unused = 0;
+    memcpy(m->bytes, to, n * sizeof(*to));
+    at = m->bytes + n * sizeof(*to);
+    at = put(put(at, ev->topic), ev->partition);
     for (int i = 0; i < FACT_COUNT; i++) {
         m->fact_len[i] =
-            d->facts[i].ptr ? (uint32_t)d->facts[i].len : FACT_ABSENT;
-        at = put(at, d->facts[i]);
+            ev->facts[i].ptr ? (uint32_t)ev->facts[i].len : FACT_ABSENT;
+        at = put(at, ev->facts[i]);
     }
-    put(at, d->body);
+    put(at, ev->body);
     return true;
 }
 
@@ -83,37 +83,44 @@ static bool copy_fixed(const struct msg_head *msg, size_t len, void *fixed,
     return true;
 }
 
-bool read_deliver(const struct msg_head *msg, size_t len,
-                  struct delivery_msg *d)
+static bool take_facts(const struct msg_deliver *m, const char **at,
+                       size_t *left, struct slice facts[FACT_COUNT])
+{
+    for (int i = 0; i < FACT_COUNT; i++) {
+        if (m->fact_len[i] == FACT_ABSENT)
+            facts[i] = (struct slice){NULL, 0};
+        else if (!take(at, left, m->fact_len[i], &facts[i]))
+            return false;
+    }
+    return true;
+}
+
+/* The host wrote it, and nobody else can: it is read where it lies. */
+bool read_deliver(const struct msg_head *msg, size_t len, struct event_msg *ev,
+                  const struct delivery_msg **to, size_t *n)
 {
     const struct msg_deliver *m = (const void *)msg;
     size_t left = len - sizeof(*m);
     const char *at = m->bytes;
+    struct slice targets;
 
     if (len < sizeof(*m) || m->source >= SOURCE_KIND_COUNT ||
-        m->form >= BODY_FORM_COUNT || m->slot >= (1u << 20))
+        m->form >= BODY_FORM_COUNT || m->n == 0 || m->n > DELIVER_MAX ||
+        !take(&at, &left, m->n * sizeof(**to), &targets))
         return false;
-    d->slot = m->slot;
-    d->generation = m->generation;
-    d->vm = m->vm;
-    d->attempt = m->attempt;
-    d->flags = msg->flags;
-    d->lane = m->lane;
-    d->place = m->place;
-    d->epoch = m->epoch;
-    d->arrived_us = m->arrived_us;
-    d->source = (enum source_kind)m->source;
-    d->form = (enum body_form)m->form;
-    if (!take(&at, &left, m->topic_len, &d->topic) ||
-        !take(&at, &left, m->partition_len, &d->partition))
-        return false;
-    for (int i = 0; i < FACT_COUNT; i++) {
-        if (m->fact_len[i] == FACT_ABSENT)
-            d->facts[i] = (struct slice){NULL, 0};
-        else if (!take(&at, &left, m->fact_len[i], &d->facts[i]))
+    *to = (const void *)targets.ptr;
+    *n = m->n;
+    for (size_t i = 0; i < *n; i++)
+        if ((*to)[i].slot >= CHANNEL_SLOTS)
             return false;
-    }
-    return take(&at, &left, m->body_len, &d->body);
+    ev->place = m->place;
+    ev->arrived_us = m->arrived_us;
+    ev->source = (enum source_kind)m->source;
+    ev->form = (enum body_form)m->form;
+    return take(&at, &left, m->topic_len, &ev->topic) &&
+           take(&at, &left, m->partition_len, &ev->partition) &&
+           take_facts(m, &at, &left, ev->facts) &&
+           take(&at, &left, m->body_len, &ev->body);
 }
 
 static struct slice cut(struct slice s, size_t max)

@@ -57,7 +57,7 @@ struct msg_text {
     char text[]; /* len bytes, not terminated */
 };
 
-/* head.flags of MSG_DELIVER */
+/* flags of a delivery */
 #define DELIVER_FRESH 1 /* nothing else of this lane is with the worker */
 #define DELIVER_INBOX 2 /* parked, redriven or replayed: always the inbox */
 
@@ -67,36 +67,45 @@ const char *source_kind_name(enum source_kind kind);
 
 #define FACT_ABSENT UINT32_MAX
 
+/* One event for some of its handlers: it crosses the ring once for all that
+ * this worker runs. */
 struct msg_deliver {
     struct msg_head head;
-    uint32_t slot, generation;
-    uint32_t vm;
-    uint32_t attempt; /* from 1 */
-    uint64_t lane;
     int64_t place;          /* offset or seq */
-    int64_t epoch;          /* of the position row, for the fence */
     int64_t arrived_us;     /* CLOCK_MONOTONIC, when the host took the event */
     uint16_t source;        /* enum source_kind */
     uint16_t form;          /* enum body_form */
+    uint32_t n;             /* deliveries, 1…DELIVER_MAX */
     uint32_t topic_len;     /* topic or table name */
     uint32_t partition_len; /* the position row's partition, e.g. orders/3 */
     uint32_t fact_len[FACT_COUNT]; /* or FACT_ABSENT */
     uint32_t body_len;
-    char bytes[]; /* topic, partition, facts in order, body */
+    uint32_t unused;
+    char bytes[]; /* struct delivery_msg × n, topic, partition, facts in order,
+                     body */
 };
 
-/* A delivery as plain data, for both ends. Slices point into the caller's
- * memory (writing) or into the message (reading). */
-struct delivery_msg {
-    uint32_t slot, generation, vm, attempt;
-    uint16_t flags;
-    uint64_t lane;
-    int64_t place, epoch, arrived_us;
+#define DELIVER_MAX 16 /* deliveries of a message */
+
+/* An event as plain data, for both ends. Slices point into the caller's memory
+ * (writing) or into the message (reading). */
+struct event_msg {
+    int64_t place, arrived_us;
     enum source_kind source;
     enum body_form form;
     struct slice topic, partition;
     struct slice facts[FACT_COUNT];
     struct slice body;
+};
+
+/* What is a handler's own of it; lies in the ring as it is. */
+struct delivery_msg {
+    uint32_t slot, generation;
+    uint32_t vm;
+    uint16_t attempt; /* from 1 */
+    uint16_t flags;   /* DELIVER_… */
+    uint64_t lane;
+    int64_t epoch; /* of the position row, for the fence */
 };
 
 #define REASON_MAX    4096 /* bytes of a verdict's reason */
@@ -128,18 +137,19 @@ struct verdict_msg {
     struct slice code, reason, traceback;
 };
 
-/* Bytes that a delivery needs in the ring. */
-size_t deliver_size(const struct delivery_msg *d);
+/* Bytes that an event with `n` deliveries needs in the ring. */
+size_t deliver_size(const struct event_msg *ev, size_t n);
 
 /* All writers: false when the ring is full. Not yet published. */
-bool write_deliver(struct ring_writer *w, const struct delivery_msg *d);
+bool write_deliver(struct ring_writer *w, const struct event_msg *ev,
+                   const struct delivery_msg *to, size_t n);
 bool write_verdict(struct ring_writer *w, const struct verdict_msg *v);
 bool write_text(struct ring_writer *w, enum msg_kind kind, uint32_t id, bool ok,
                 struct slice text);
 
 /* All readers take the length that ring_next() checked; false when lengths or enumerators make no sense. */
-bool read_deliver(const struct msg_head *msg, size_t len,
-                  struct delivery_msg *d);
+bool read_deliver(const struct msg_head *msg, size_t len, struct event_msg *ev,
+                  const struct delivery_msg **to, size_t *n);
 bool read_verdict(const struct msg_head *msg, size_t len,
                   struct verdict_msg *v);
 bool read_text(const struct msg_head *msg, size_t len, uint32_t *id, bool *ok,

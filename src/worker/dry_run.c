@@ -98,22 +98,27 @@ static void trial_end(struct trial *trial, struct runtime *rt)
 /* Each event in a lane of its own: one that fails holds back no other. */
 static void offer(struct trial *trial, const char *text)
 {
+    struct event_msg m = {.source = SOURCE_OUTBOX,
+                          .form = BODY_NATIVE,
+                          .topic = SLICE_LIT("domain_events"),
+                          .partition = SLICE_LIT("0")};
     struct delivery_msg d = {.slot = (uint32_t)json_array_size(trial->runs),
                              .vm = 1,
                              .attempt = 1,
                              .flags = DELIVER_FRESH,
-                             .lane = json_array_size(trial->runs) + 1,
-                             .source = SOURCE_OUTBOX,
-                             .form = BODY_NATIVE,
-                             .topic = SLICE_LIT("domain_events"),
-                             .partition = SLICE_LIT("0")};
+                             .lane = json_array_size(trial->runs) + 1};
+    struct runtime *rt = unit_runtime(trial->unit);
     size_t len = strlen(text);
     char *padded = xcalloc(1, len + MSG_PADDING);
+    struct record *record;
 
     memcpy(padded, text, len);
-    d.body = (struct slice){padded, len};
+    m.body = (struct slice){padded, len};
     json_array_append_new(trial->runs, json_object());
-    unit_offer(trial->unit, &d);
+    record = record_take(rt);
+    record->m = m;
+    unit_offer(trial->unit, record, &d);
+    record_put(rt, record);
     free(padded);
 }
 

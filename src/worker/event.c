@@ -1,12 +1,9 @@
 /*
- * Facts that the host knew come with the message; the others are looked up in
- * the envelope, which is parsed at the first touch of one of them or of the
- * payload. Values made once (payload, metadata, source) are kept in a table of
- * the vm under the event's slot, so that the same field is the same value.
+ * Values made once (payload, metadata, source) are kept in a table of the vm
+ * under the event's slot, so that the same field is the same value.
  */
 #include "worker/event.h"
 
-#include "base/buf.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/scan.h"
@@ -57,7 +54,8 @@ enum kept { KEPT_PAYLOAD, KEPT_METADATA, KEPT_SOURCE, KEPT_COUNT };
 
 /* --- life ---------------------------------------------------------------------- */
 
-struct event *event_take(struct runtime *rt, const struct delivery_msg *d)
+struct event *event_take(struct runtime *rt, struct record *record,
+                         const struct delivery_msg *d)
 {
     struct event *ev;
 
@@ -69,6 +67,10 @@ struct event *event_take(struct runtime *rt, const struct delivery_msg *d)
         list_remove(&ev->link);
     }
     ev->d = *d;
+    ev->record = record;
+    ev->body.doc = &record->body;
+    ev->metadata.doc = &record->metadata;
+    record->holders++;
     return ev;
 }
 
@@ -106,14 +108,9 @@ void event_put(struct runtime *rt, struct event *ev)
     ev->generation++;
     ev->body.generation = ev->metadata.generation = ev->generation;
     event_leave_vm(ev);
-    if (ev->body.doc.tape)
-        doc_fini(&ev->body.doc);
-    if (ev->metadata.doc.tape)
-        doc_fini(&ev->metadata.doc);
-    free(ev->copy);
-    ev->copy = NULL;
-    ev->payload = 0;
-    ev->is_parsed = ev->is_undecodable = ev->has_begun = false;
+    record_put(rt, ev->record);
+    ev->record = NULL;
+    ev->has_begun = ev->is_undecodable = false;
     list_insert(rt->spare_events.next, &ev->link); /* warm memory first */
 }
 
@@ -128,134 +125,14 @@ void events_free(struct runtime *rt)
     }
 }
 
-static size_t place(struct slice *s, char *to)
-{
-    if (!s->ptr)
-        return 0;
-    memcpy(to, s->ptr, s->len);
-    s->ptr = to;
-    return s->len;
-}
-
-void event_keep(struct event *ev)
-{
-    struct delivery_msg *d = &ev->d;
-    size_t size = d->topic.len + d->partition.len + d->body.len;
-    char *at;
-
-    if (ev->copy)
-        return;
-    for (int i = 0; i < FACT_COUNT; i++)
-        size += d->facts[i].len;
-    ev->copy = at = xcalloc(1, size + MSG_PADDING);
-    at += place(&d->topic, at);
-    at += place(&d->partition, at);
-    for (int i = 0; i < FACT_COUNT; i++)
-        at += place(&d->facts[i], at);
-    place(&d->body, at);
-    if (ev->body.doc.tape)
-        ev->body.doc.text = d->body;
-    if (ev->metadata.doc.tape && d->facts[FACT_METADATA].ptr)
-        ev->metadata.doc.text = d->facts[FACT_METADATA];
-}
-
-/* --- parsing --------------------------------------------------------------------- */
-
-static bool fail(struct event *ev, const char *what, const char *why)
-{
-    ev->is_undecodable = true;
-    snprintf(ev->trouble, sizeof(ev->trouble), "%s is not JSON: %s", what, why);
-    return false;
-}
-
-static uint32_t find(const struct event *ev, const char *name)
-{
-    if (node_type(&ev->body.doc, DOC_ROOT) != NODE_OBJECT)
-        return 0;
-    return node_find(&ev->body.doc, DOC_ROOT, name, strlen(name));
-}
-
-static bool parse_body(struct event *ev, struct runtime *rt)
-{
-    struct err err;
-
-    if (ev->is_parsed)
-        return !ev->is_undecodable;
-    ev->is_parsed = true;
-    if (ev->d.form == BODY_BINARY || ev->d.body.len == 0)
-        return true;
-    if (!doc_parse(rt->parser, &ev->body.doc, ev->d.body, true, &err))
-        return fail(ev, "the body", err.msg);
-    switch (ev->d.form) {
-    case BODY_PAYLOAD: ev->payload = DOC_ROOT; break;
-    case BODY_NATIVE: ev->payload = find(ev, "payload"); break;
-    case BODY_CLOUDEVENTS: ev->payload = find(ev, "data"); break;
-    case BODY_BINARY: break;
-    }
-    return true;
-}
-
-struct names {
-    const char *native, *cloud;
-};
-
-/* Where the facts are in the two kinds of envelope. */
-static const struct names in_envelope[FACT_COUNT] = {
-    [FACT_ID] = {"id", "id"},
-    [FACT_TYPE] = {"eventType", "type"},
-    [FACT_VERSION] = {"eventVersion", "dataversion"},
-    [FACT_AGGREGATE_TYPE] = {"aggregateType", "aggregatetype"},
-    [FACT_AGGREGATE_ID] = {"aggregateId", "subject"},
-    [FACT_AGGREGATE_VERSION] = {"aggregateVersion", "aggregateversion"},
-    [FACT_OCCURRED_AT] = {"occurredAt", "time"},
-    [FACT_METADATA] = {"metadata", "metadata"},
-    [FACT_TRACEPARENT] = {NULL, "traceparent"},
-    [FACT_CORRELATION_ID] = {NULL, "correlationid"},
-};
-
-/* Facts that live in the metadata of a native event. */
-static struct slice in_metadata(const struct event *ev, enum fact fact)
-{
-    uint32_t metadata = find(ev, "metadata"), node;
-    const char *name =
-        fact == FACT_TRACEPARENT ? "traceparent" : "correlationId";
-
-    if (!metadata || node_type(&ev->body.doc, metadata) != NODE_OBJECT)
-        return (struct slice){NULL, 0};
-    node = node_find(&ev->body.doc, metadata, name, strlen(name));
-    if (!node || node_type(&ev->body.doc, node) != NODE_STRING)
-        return (struct slice){NULL, 0};
-    return node_text(&ev->body.doc, node);
-}
-
-static struct slice from_envelope(struct event *ev, enum fact fact)
-{
-    bool is_native = ev->d.form == BODY_NATIVE;
-    const char *name =
-        is_native ? in_envelope[fact].native : in_envelope[fact].cloud;
-    uint32_t node;
-
-    if (!name)
-        return in_metadata(ev, fact);
-    node = find(ev, name);
-    if (!node || node_type(&ev->body.doc, node) == NODE_NULL)
-        return (struct slice){NULL, 0};
-    if (node_type(&ev->body.doc, node) == NODE_STRING)
-        return node_text(&ev->body.doc, node);
-    return doc_locate(&ev->body.doc, node);
-}
-
 struct slice event_fact(struct event *ev, struct runtime *rt, enum fact fact)
 {
-    const struct slice none = {NULL, 0};
+    struct record *r = ev->record;
+    struct slice found = record_fact(r, rt, fact);
 
-    if (ev->d.facts[fact].ptr)
-        return ev->d.facts[fact];
-    if (ev->d.form != BODY_NATIVE && ev->d.form != BODY_CLOUDEVENTS)
-        return none;
-    if (!parse_body(ev, rt) || !ev->body.doc.tape)
-        return none;
-    return from_envelope(ev, fact);
+    if (!found.ptr && record_is_envelope(r))
+        ev->is_undecodable |= r->is_undecodable;
+    return found;
 }
 
 /* --- the Lua object ------------------------------------------------------------------ */
@@ -270,22 +147,24 @@ static void push_slice(lua_State *L, struct slice s)
 
 static int raise_undecodable(lua_State *L, struct event *ev)
 {
-    push_err(L, CLASS_UNDECODABLE, "json", "%s", ev->trouble);
+    ev->is_undecodable = true;
+    push_err(L, CLASS_UNDECODABLE, "json", "%s", ev->record->trouble);
     return lua_error(L);
 }
 
 static void need_body(lua_State *L, struct event *ev)
 {
-    if (!parse_body(ev, vm_of(L)->rt))
+    if (!record_parse(ev->record, vm_of(L)->rt))
         raise_undecodable(L, ev);
 }
 
 static int push_fact(lua_State *L, struct event *ev, enum fact fact)
 {
-    if (!ev->d.facts[fact].ptr &&
-        (ev->d.form == BODY_NATIVE || ev->d.form == BODY_CLOUDEVENTS))
+    struct record *r = ev->record;
+
+    if (!r->m.facts[fact].ptr && record_is_envelope(r))
         need_body(L, ev);
-    push_slice(L, event_fact(ev, vm_of(L)->rt, fact));
+    push_slice(L, record_fact(r, vm_of(L)->rt, fact));
     return 1;
 }
 
@@ -370,17 +249,19 @@ static void keep(lua_State *L, struct event *ev, enum kept kept)
 
 static int push_payload(lua_State *L, struct event *ev)
 {
+    uint32_t payload;
     int type;
 
     if (push_kept(L, ev, KEPT_PAYLOAD))
         return 1;
     need_body(L, ev);
-    if (!ev->payload) {
+    payload = ev->record->payload;
+    if (!payload) {
         lua_pushnil(L);
         return 1;
     }
-    lazy_push(L, &ev->body, ev->payload, 0);
-    type = node_type(&ev->body.doc, ev->payload);
+    lazy_push(L, &ev->body, payload, 0);
+    type = node_type(ev->body.doc, payload);
     if (type == NODE_OBJECT || type == NODE_ARRAY)
         keep(L, ev, KEPT_PAYLOAD);
     return 1;
@@ -388,14 +269,9 @@ static int push_payload(lua_State *L, struct event *ev)
 
 static void push_parsed_metadata(lua_State *L, struct event *ev)
 {
-    struct err err;
-
-    if (!doc_parse(vm_of(L)->rt->parser, &ev->metadata.doc,
-                   ev->d.facts[FACT_METADATA], false, &err)) {
-        fail(ev, "metadata", err.msg);
+    if (!record_parse_metadata(ev->record, vm_of(L)->rt))
         raise_undecodable(L, ev);
-    }
-    if (node_type(&ev->metadata.doc, DOC_ROOT) == NODE_OBJECT)
+    if (node_type(ev->metadata.doc, DOC_ROOT) == NODE_OBJECT)
         lazy_push(L, &ev->metadata, DOC_ROOT, 0);
     else
         lua_newtable(L); /* what is no object has no names to ask for */
@@ -425,7 +301,7 @@ static void push_extensions(lua_State *L, struct event *ev)
                                              "aggregatetype",
                                              "aggregateversion",
                                              "metadata"};
-    const struct doc *doc = &ev->body.doc;
+    const struct doc *doc = ev->body.doc;
     uint32_t at = DOC_ROOT + 1;
 
     lua_newtable(L);
@@ -450,24 +326,22 @@ static void push_extensions(lua_State *L, struct event *ev)
 
 static int push_metadata(lua_State *L, struct event *ev)
 {
+    const struct record *r = ev->record;
     uint32_t node = 0;
 
     if (push_kept(L, ev, KEPT_METADATA))
         return 1;
-    if (ev->d.facts[FACT_METADATA].ptr) {
+    if (r->m.facts[FACT_METADATA].ptr) {
         push_parsed_metadata(L, ev);
     } else {
-        bool is_envelope =
-            ev->d.form == BODY_NATIVE || ev->d.form == BODY_CLOUDEVENTS;
-
-        if (is_envelope) {
+        if (record_is_envelope(r)) {
             need_body(L, ev);
-            node = ev->body.doc.tape ? find(ev, "metadata") : 0;
+            node = r->body.tape ? record_find(r, "metadata") : 0;
         }
-        if (node && node_type(&ev->body.doc, node) == NODE_OBJECT)
+        if (node && node_type(&r->body, node) == NODE_OBJECT)
             lazy_push(L, &ev->body, node, 0);
-        else if (ev->d.form == BODY_CLOUDEVENTS && ev->body.doc.tape &&
-                 node_type(&ev->body.doc, DOC_ROOT) == NODE_OBJECT)
+        else if (r->m.form == BODY_CLOUDEVENTS && r->body.tape &&
+                 node_type(&r->body, DOC_ROOT) == NODE_OBJECT)
             push_extensions(L, ev);
         else
             lua_newtable(L);
@@ -478,16 +352,17 @@ static int push_metadata(lua_State *L, struct event *ev)
 
 static int push_source(lua_State *L, struct event *ev)
 {
-    struct slice partition = ev->d.partition;
+    const struct event_msg *m = &ev->record->m;
+    struct slice partition = m->partition;
     const char *slash;
 
     if (push_kept(L, ev, KEPT_SOURCE))
         return 1;
     lua_createtable(L, 0, 4);
-    lua_pushstring(L, source_kind_name(ev->d.source));
+    lua_pushstring(L, source_kind_name(m->source));
     lua_setfield(L, -2, "kind");
-    if (ev->d.source == SOURCE_KAFKA) {
-        push_slice(L, ev->d.topic);
+    if (m->source == SOURCE_KAFKA) {
+        push_slice(L, m->topic);
         lua_setfield(L, -2, "topic");
         slash = memrchr(partition.ptr, '/', partition.len);
         if (slash)
@@ -497,12 +372,12 @@ static int push_source(lua_State *L, struct event *ev)
         lua_pushinteger(L, (int)lua_tointeger(L, -1));
         lua_remove(L, -2);
         lua_setfield(L, -2, "partition");
-        vm_push_int64(L, ev->d.place);
+        vm_push_int64(L, m->place);
         lua_setfield(L, -2, "offset");
     } else {
-        push_slice(L, ev->d.topic);
+        push_slice(L, m->topic);
         lua_setfield(L, -2, "table");
-        vm_push_int64(L, ev->d.place);
+        vm_push_int64(L, m->place);
         lua_setfield(L, -2, "seq");
     }
     keep(L, ev, KEPT_SOURCE);
@@ -514,24 +389,25 @@ static int push_source(lua_State *L, struct event *ev)
 static int push_raw(lua_State *L, struct event *ev)
 {
     static const char *const native[] = {"payload"}, *const cloud[] = {"data"};
+    struct record *r = ev->record;
     struct slice found;
     struct err err;
 
-    if (ev->d.form == BODY_PAYLOAD || ev->d.form == BODY_BINARY) {
-        push_slice(L, ev->d.body);
+    if (r->m.form == BODY_PAYLOAD || r->m.form == BODY_BINARY) {
+        push_slice(L, r->m.body);
         return 1;
     }
-    if (!ev->is_parsed &&
-        scan_members(vm_of(L)->rt->scan, ev->d.body,
-                     ev->d.form == BODY_NATIVE ? native : cloud, 1, &found,
+    if (!r->is_parsed &&
+        scan_members(vm_of(L)->rt->scan, r->m.body,
+                     r->m.form == BODY_NATIVE ? native : cloud, 1, &found,
                      &err) &&
         (scan_starts_with(found, '{') || scan_starts_with(found, '['))) {
         push_slice(L, found);
         return 1;
     }
     need_body(L, ev);
-    if (ev->payload)
-        push_slice(L, doc_locate(&ev->body.doc, ev->payload));
+    if (r->payload)
+        push_slice(L, doc_locate(&r->body, r->payload));
     else
         lua_pushnil(L);
     return 1;

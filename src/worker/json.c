@@ -198,14 +198,14 @@ static bool put_lazy(struct out *o, int index)
     if (z->generation != z->owner->generation)
         return refuse(o, "a value of an event whose delivery is over");
     if (lazy_unchanged(o->L, index)) {
-        text = doc_locate(&z->owner->doc, z->node);
+        text = doc_locate(z->owner->doc, z->node);
         buf_add(o->buf, text.ptr, text.len);
         return true;
     }
     buf_add_char(o->buf, '{');
-    doc_iter_init(&it, &z->owner->doc, z->node);
+    doc_iter_init(&it, z->owner->doc, z->node);
     while (doc_iter_next(&it, &m))
-        if (!put_member(o, index, &z->owner->doc, &m, &first))
+        if (!put_member(o, index, z->owner->doc, &m, &first))
             return false;
     if (!put_added(o, index, &first))
         return false;
@@ -254,10 +254,10 @@ static bool put_element(struct out *o, int index, bool has_origin, size_t i)
     lua_pop(L, 1);
     if (z->generation != z->owner->generation)
         return put_value(o, lua_gettop(L));
-    doc_iter_init(&it, &z->owner->doc, z->node);
+    doc_iter_init(&it, z->owner->doc, z->node);
     for (size_t n = 1; doc_iter_next(&it, &m); n++)
-        if (n == i && node_type(&z->owner->doc, m.node) == NODE_DOUBLE &&
-            node_double(&z->owner->doc, m.node) == lua_tonumber(L, -1)) {
+        if (n == i && node_type(z->owner->doc, m.node) == NODE_DOUBLE &&
+            node_double(z->owner->doc, m.node) == lua_tonumber(L, -1)) {
             buf_add(o->buf, m.text.ptr, m.text.len);
             return true;
         }
@@ -415,21 +415,26 @@ void vm_encode_shown(lua_State *L, int index, struct buf *out)
 
 /* --- decoding ------------------------------------------------------------------------ */
 
-/* Owner, tape, strings and text in one userdata: Lua frees it. */
-static struct doc_owner *push_collected(lua_State *L, struct doc *doc)
+struct collected {
+    struct doc_owner owner;
+    struct doc doc;
+    char bytes[]; /* tape, strings, text */
+};
+
+/* All in one userdata: Lua frees it. */
+static struct doc_owner *push_collected(lua_State *L, const struct doc *doc)
 {
     size_t bytes = doc_bytes(doc);
-    struct doc_owner *owner =
-        lua_newuserdata(L, sizeof(*owner) + bytes + doc->text.len);
-    char *at = (char *)(owner + 1);
+    struct collected *c =
+        lua_newuserdata(L, sizeof(*c) + bytes + doc->text.len);
     struct slice text = doc->text;
 
-    owner->generation = 0;
-    owner->doc = *doc;
-    doc_copy(&owner->doc, at);
-    memcpy(at + bytes, text.ptr, text.len);
-    owner->doc.text = (struct slice){at + bytes, text.len};
-    return owner;
+    c->owner = (struct doc_owner){.doc = &c->doc};
+    c->doc = *doc;
+    doc_copy(&c->doc, c->bytes);
+    memcpy(c->bytes + bytes, text.ptr, text.len);
+    c->doc.text = (struct slice){c->bytes + bytes, text.len};
+    return &c->owner;
 }
 
 bool vm_decode(lua_State *L, struct slice text, struct err *err)
@@ -488,8 +493,8 @@ static int l_is_null(lua_State *L)
         if (lazy_overlaid(L, 1, name)) {
             is_null = vm_is_null(L, -1);
         } else {
-            node = node_find(&z->owner->doc, z->node, name.ptr, name.len);
-            is_null = node && node_type(&z->owner->doc, node) == NODE_NULL;
+            node = node_find(z->owner->doc, z->node, name.ptr, name.len);
+            is_null = node && node_type(z->owner->doc, node) == NODE_NULL;
         }
     } else if (lua_istable(L, 1)) {
         lua_settop(L, 2);
@@ -528,7 +533,7 @@ static int push_node_text(lua_State *L, const struct lazy *z, uint32_t node)
 
     if (!node)
         return 0;
-    text = doc_locate(&z->owner->doc, node);
+    text = doc_locate(z->owner->doc, node);
     lua_pushlstring(L, text.ptr, text.len);
     return 1;
 }
@@ -545,7 +550,7 @@ static int text_of_lazy(lua_State *L)
         return luaL_error(L, "json.text: the delivery is over");
     if (!lazy_overlaid(L, 1, name)) {
         n = push_node_text(
-            L, z, node_find(&z->owner->doc, z->node, name.ptr, name.len));
+            L, z, node_find(z->owner->doc, z->node, name.ptr, name.len));
         return n ? n : (lua_pushnil(L), 1);
     }
     if (lazy_is_removed(L, -1)) {
@@ -567,10 +572,10 @@ static int text_of_element(lua_State *L)
         z = lua_touserdata(L, -1);
         at = z->node + 1;
         for (int n = 1; z->generation == z->owner->generation &&
-                        !node_is_end(&z->owner->doc, at);
-             n++, at = node_after(&z->owner->doc, at))
-            if (n == i && node_type(&z->owner->doc, at) == NODE_DOUBLE &&
-                node_double(&z->owner->doc, at) == lua_tonumber(L, -2))
+                        !node_is_end(z->owner->doc, at);
+             n++, at = node_after(z->owner->doc, at))
+            if (n == i && node_type(z->owner->doc, at) == NODE_DOUBLE &&
+                node_double(z->owner->doc, at) == lua_tonumber(L, -2))
                 return push_node_text(L, z, at);
         lua_pop(L, 1);
     }

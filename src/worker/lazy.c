@@ -217,9 +217,9 @@ static void push_array(lua_State *L, struct doc_owner *owner, uint32_t node,
     int len = 0;
 
     luaL_checkstack(L, 8, "too deeply nested");
-    lua_createtable(L, (int)((owner->doc.tape[node] >> 32) & 0xffffff), 0);
-    for (; !node_is_end(&owner->doc, at); at = node_after(&owner->doc, at)) {
-        int type = node_type(&owner->doc, at);
+    lua_createtable(L, (int)((owner->doc->tape[node] >> 32) & 0xffffff), 0);
+    for (; !node_is_end(owner->doc, at); at = node_after(owner->doc, at)) {
+        int type = node_type(owner->doc, at);
 
         len++;
         has_nulls |= type == NODE_NULL;
@@ -232,7 +232,7 @@ static void push_array(lua_State *L, struct doc_owner *owner, uint32_t node,
 
 void lazy_push(lua_State *L, struct doc_owner *owner, uint32_t node, int anchor)
 {
-    const struct doc *doc = &owner->doc;
+    const struct doc *doc = owner->doc;
     struct slice text;
 
     switch (node_type(doc, node)) {
@@ -307,7 +307,7 @@ static int push_anchor(lua_State *L, int index)
 static void push_field(lua_State *L, int index, int key, uint32_t node)
 {
     struct lazy *z = to_lazy(L, index);
-    int type = node_type(&z->owner->doc, node);
+    int type = node_type(z->owner->doc, node);
     int anchor;
 
     if (type != NODE_OBJECT && type != NODE_ARRAY) {
@@ -351,7 +351,7 @@ void lazy_get(lua_State *L, int index, int key)
         return;
     }
     name = lua_tolstring(L, key, &len);
-    node = node_find(&z->owner->doc, z->node, name, len);
+    node = node_find(z->owner->doc, z->node, name, len);
     if (node)
         push_field(L, index, key, node);
     else
@@ -378,7 +378,7 @@ static void remember_order(lua_State *L)
     lua_pop(L, 1);
     if (lua_type(L, 2) == LUA_TSTRING) {
         name = lua_tolstring(L, 2, &len);
-        if (node_find(&z->owner->doc, z->node, name, len))
+        if (node_find(z->owner->doc, z->node, name, len))
             return;
     }
     push_overlay(L, 1);
@@ -425,7 +425,7 @@ static bool same(lua_State *L, int index, struct doc_owner *owner,
 static bool same_lazy(lua_State *L, int index, int depth)
 {
     struct lazy *z = to_lazy(L, index);
-    const struct doc *doc = &z->owner->doc;
+    const struct doc *doc = z->owner->doc;
     bool is_same = true;
 
     if (z->is_changed)
@@ -450,7 +450,7 @@ static bool same_lazy(lua_State *L, int index, int depth)
 static bool same_array(lua_State *L, int index, struct doc_owner *owner,
                        uint32_t node, int depth)
 {
-    const struct doc *doc = &owner->doc;
+    const struct doc *doc = owner->doc;
     uint32_t at = node + 1;
     long n = array_len(L, index);
     size_t len = lua_objlen(L, index);
@@ -500,7 +500,7 @@ static bool same_number(lua_State *L, int index, const struct doc *doc,
 static bool same(lua_State *L, int index, struct doc_owner *owner,
                  uint32_t node, int depth)
 {
-    const struct doc *doc = &owner->doc;
+    const struct doc *doc = owner->doc;
     struct slice text;
     size_t len;
     const char *s;

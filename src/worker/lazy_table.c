@@ -21,7 +21,7 @@ static void push_added(lua_State *L, int index, int n)
  * the one given last. [-0, +2] key and value, or false and nothing. */
 static bool step(lua_State *L, int index, struct lazy *z)
 {
-    const struct doc *doc = &z->owner->doc;
+    const struct doc *doc = z->owner->doc;
     int top = lua_gettop(L);
 
     while (!node_is_end(doc, z->next)) {
@@ -70,7 +70,7 @@ static bool is_added(lua_State *L, int n)
  * would send each other back for ever. */
 static uint32_t find_key(const struct lazy *z, struct slice key)
 {
-    const struct doc *doc = &z->owner->doc;
+    const struct doc *doc = z->owner->doc;
     uint32_t found = 0;
 
     for (uint32_t at = z->node + 1; !node_is_end(doc, at);
@@ -84,7 +84,7 @@ static uint32_t find_key(const struct lazy *z, struct slice key)
  * may have no value any more; a loop may clear what it was given. */
 static void find_again(lua_State *L, struct lazy *z)
 {
-    const struct doc *doc = &z->owner->doc;
+    const struct doc *doc = z->owner->doc;
     struct slice key;
     int n = 1;
 
@@ -117,7 +117,7 @@ static bool stands_behind(lua_State *L, const struct lazy *z)
     if (lua_type(L, 2) != LUA_TSTRING)
         return false;
     key.ptr = lua_tolstring(L, 2, &key.len);
-    return slice_eq(node_text(&z->owner->doc, z->last), key);
+    return slice_eq(node_text(z->owner->doc, z->last), key);
 }
 
 /* (lazy, key): the next key and its value. A loop brings the key that it was

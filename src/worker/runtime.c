@@ -11,6 +11,7 @@ void runtime_init(struct runtime *rt, struct ev_loop *loop, json_t *settings)
 {
     *rt = (struct runtime){.loop = loop, .settings = json_incref(settings)};
     list_init(&rt->spare_events);
+    list_init(&rt->spare_records);
     list_init(&rt->calls);
     rt->parser = doc_parser_new();
     rt->scan = scan_new();
@@ -24,6 +25,7 @@ void runtime_fini(struct runtime *rt)
         if (rt->parts[i].ptr)
             rt->parts[i].free(rt->parts[i].ptr);
     events_free(rt);
+    records_free(rt);
     doc_fini(&rt->scratch);
     doc_parser_free(rt->parser);
     scan_free(rt->scan);

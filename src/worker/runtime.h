@@ -21,6 +21,7 @@ struct doc_parser;
 struct scan;
 struct ev_loop;
 struct metrics_out;
+struct record;
 struct runtime;
 struct task;
 struct vm;
@@ -55,8 +56,10 @@ struct runtime {
      * whose run it was, NULL for one that was not run. */
     void (*verdict)(struct runtime *rt, const struct verdict_msg *v,
                     struct task *task);
-    /* The next message is a delivery for the same vm: take it. May be NULL. */
-    bool (*next)(struct runtime *rt, uint32_t vm, struct delivery_msg *d);
+    /* The next message is one delivery, for this vm: take it, and hold the
+     * record. May be NULL. */
+    bool (*next)(struct runtime *rt, uint32_t vm, struct record **record,
+                 struct delivery_msg *d);
     int64_t now_us; /* monotonic, as of the last delivery's end */
 
     struct {
@@ -69,6 +72,7 @@ struct runtime {
     struct doc scratch;          /* while a text is being decoded */
     struct metrics_out *metrics; /* counted here, sent by the worker */
     struct list spare_events;    /* see event.h */
+    struct list spare_records;   /* see record.h */
     struct vm *vms;              /* all that live */
     struct list calls;           /* asked of the host, not yet answered */
     uint32_t last_call;

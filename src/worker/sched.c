@@ -164,7 +164,7 @@ static void suspend(struct task *task)
     task->was_suspended = true;
     task->deadline_us = clock_mono_us() + vm->timeout_ms * 1000;
     if (task->event)
-        event_keep(task->event);
+        record_keep(task->event->record);
     if (task->on_suspend)
         task->on_suspend(task);
     ev_timer_set(&task->timer, (double)vm->timeout_ms / 1000, 0);

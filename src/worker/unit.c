@@ -20,28 +20,35 @@ static bool may_serve(const struct unit *unit, const struct vm *vm)
            !vm->out_of_memory;
 }
 
+/* The next delivery in the ring, if it is for this unit. */
+static struct event *event_from_ring(struct unit *unit)
+{
+    struct runtime *rt = unit->rt;
+    struct delivery_msg d;
+    struct record *record;
+    struct event *ev;
+
+    if (!rt->next || !rt->next(rt, unit->id, &record, &d))
+        return NULL;
+    ev = event_take(rt, record, &d);
+    record_put(rt, record);
+    return ev;
+}
+
 /* What a serve task runs next, or NULL. */
 static struct event *next_event(struct unit *unit, struct task *task)
 {
-    struct delivery_msg d;
-    struct event *ev;
+    struct event *ev = unit->offered;
 
-    if (unit->offered) {
-        ev = event_take(unit->rt, unit->offered);
+    if (ev) {
         unit->offered = NULL;
         return ev;
     }
-    if (!may_serve(unit, task->vm))
+    if (!may_serve(unit, task->vm) || unit->running >= unit->concurrency)
         return NULL;
-    if (unit->n_waiting) {
-        if (unit->running >= unit->concurrency)
-            return NULL;
+    if (unit->n_waiting)
         return unqueue_event(unit);
-    }
-    if (unit->n_lanes || unit->running >= unit->concurrency ||
-        !unit->rt->next || !unit->rt->next(unit->rt, unit->id, &d))
-        return NULL;
-    return event_take(unit->rt, &d);
+    return unit->n_lanes ? NULL : event_from_ring(unit);
 }
 
 int unit_l_begin(lua_State *L)
@@ -82,7 +89,7 @@ static void undecodable(const struct event *ev, struct outcome *o)
     o->after_ms = -1;
     snprintf(o->code, sizeof(o->code), "json");
     free(o->reason);
-    o->reason = xstrdup(ev->trouble);
+    o->reason = xstrdup(ev->record->trouble);
 }
 
 int unit_l_finish(lua_State *L)
@@ -131,6 +138,14 @@ static void on_serve_suspend(struct task *task)
         lane_make(unit, task->event->d.lane)->is_busy = true;
 }
 
+static void wait_in_unit(struct unit *unit, struct event *ev)
+{
+    record_keep(ev->record);
+    queue_event(unit, ev);
+    if (!unit->is_batched)
+        lane_make(unit, ev->d.lane)->is_busy = true;
+}
+
 static void start_serving(struct unit *unit)
 {
     struct task *task = task_take(unit->vm);
@@ -146,6 +161,12 @@ static void start_serving(struct unit *unit)
     vm_push_ref(task->co, unit->vm, REF_HANDLE);
     task_run(task, 3);
     mark_running(unit->rt, 0, 0);
+    if (unit->offered) { /* no memory even to begin: the next vm has it */
+        struct event *ev = unit->offered;
+
+        unit->offered = NULL;
+        wait_in_unit(unit, ev);
+    }
 }
 
 /* --- what arrives -------------------------------------------------------------------------------- */
@@ -179,7 +200,8 @@ void unit_flush(struct unit *unit)
 }
 
 /* Lanes decide; true when the delivery was dealt with. */
-static bool lane_takes(struct unit *unit, const struct delivery_msg *d)
+static bool lane_takes(struct unit *unit, struct record *record,
+                       const struct delivery_msg *d)
 {
     struct lane *lane = lane_find(unit, d->lane);
     struct event *ev;
@@ -194,31 +216,22 @@ static bool lane_takes(struct unit *unit, const struct delivery_msg *d)
     }
     if (!lane->is_broken && !lane->is_busy)
         return false;
-    ev = event_take(unit->rt, d);
+    ev = event_take(unit->rt, record, d);
     list_append(&lane->waiting, &ev->link);
     if (lane->is_broken)
         give_back(unit, ev);
     else
-        event_keep(ev);
+        record_keep(record);
     return true;
 }
 
-static void wait_in_unit(struct unit *unit, const struct delivery_msg *d)
+void unit_offer(struct unit *unit, struct record *record,
+                const struct delivery_msg *d)
 {
-    struct event *ev = event_take(unit->rt, d);
-
-    event_keep(ev);
-    queue_event(unit, ev);
-    if (!unit->is_batched)
-        lane_make(unit, d->lane)->is_busy = true;
-}
-
-void unit_offer(struct unit *unit, const struct delivery_msg *d)
-{
-    if (unit->n_lanes && lane_takes(unit, d))
+    if (unit->n_lanes && lane_takes(unit, record, d))
         return;
     if (unit->is_batched) {
-        wait_in_unit(unit, d);
+        wait_in_unit(unit, event_take(unit->rt, record, d));
         wait_for_company(unit);
         if (unit->n_waiting >= unit->batch_now)
             start_waiting(unit);
@@ -226,11 +239,11 @@ void unit_offer(struct unit *unit, const struct delivery_msg *d)
     }
     if (unit->state != UNIT_READY || unit->n_waiting ||
         unit->running >= unit->concurrency) {
-        wait_in_unit(unit, d);
+        wait_in_unit(unit, event_take(unit->rt, record, d));
         start_waiting(unit);
         return;
     }
-    unit->offered = d;
+    unit->offered = event_take(unit->rt, record, d);
     start_serving(unit);
 }
 
@@ -240,7 +253,7 @@ int unit_l_place(lua_State *L)
     struct vm *vm = vm_of(L);
     struct task *task = vm->task;
     struct event *ev = task ? task->event : NULL;
-    struct slice id;
+    struct slice id, partition;
     char lane[24];
 
     if (task && lua_isnumber(L, 1) && lua_tointeger(L, 1) >= 1 &&
@@ -249,13 +262,13 @@ int unit_l_place(lua_State *L)
     if (!ev)
         return luaL_error(L, "there is no event now");
     id = event_fact(ev, vm->rt, FACT_ID);
+    partition = ev->record->m.partition;
     if (id.ptr)
         lua_pushlstring(L, id.ptr, id.len);
     else
         lua_pushnil(L);
-    lua_pushstring(L, source_kind_name(ev->d.source));
-    lua_pushlstring(L, ev->d.partition.ptr ? ev->d.partition.ptr : "",
-                    ev->d.partition.len);
+    lua_pushstring(L, source_kind_name(ev->record->m.source));
+    lua_pushlstring(L, partition.ptr ? partition.ptr : "", partition.len);
     lua_pushnumber(L, (double)ev->d.epoch);
     snprintf(lane, sizeof(lane), "%" PRIx64, ev->d.lane);
     lua_pushstring(L, lane);

@@ -37,8 +37,9 @@ struct runtime *unit_runtime(const struct unit *unit);
 const char *unit_name(const struct unit *unit);
 struct vm *unit_vm(const struct unit *unit);
 
-/* A delivery in memory that is good until the call returns. */
-void unit_offer(struct unit *unit, const struct delivery_msg *d);
+/* A delivery of a record. */
+void unit_offer(struct unit *unit, struct record *record,
+                const struct delivery_msg *d);
 /* No more for now: start what waits for company. */
 void unit_flush(struct unit *unit);
 /* Forget broken lanes of which nothing can be on its way any more: the host

@@ -30,7 +30,7 @@ struct unit {
     int concurrency;
     struct list waiting; /* events that may run as soon as there is room */
     int n_waiting;
-    const struct delivery_msg *offered;
+    struct event *offered; /* what the task that starts now runs first */
 
     struct lane **lanes; /* buckets, or NULL before the first */
     int n_lanes;

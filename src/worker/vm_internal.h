@@ -131,10 +131,10 @@ bool vm_load_text(lua_State *L, struct slice text, const char *chunk, int env);
 
 /* --- lazy.c: JSON values in Lua --------------------------------------------- */
 
-/* Who keeps a document alive. Lives until the process ends or, with
- * `is_collected`, as long as Lua reaches it. */
+/* For whom a document is alive: a delivery, or a value that Lua collects. Lives
+ * itself until the process ends, or as long as Lua reaches it. */
 struct doc_owner {
-    struct doc doc;
+    struct doc *doc;
     uint64_t generation; /* a lazy of another one is over */
 };
 

@@ -2,8 +2,7 @@
  * Two threads: the main one is the watchdog, the other runs the loop and all
  * Lua, on a stack of 1 GiB of address space. The loop reads the ring in
  * batches; verdicts go straight into the other ring and are published, and the
- * host woken, once per batch. A full ring up keeps messages here and stops
- * reading until the host has made room.
+ * host woken, once per batch (sender.h).
  */
 #include "worker/worker.h"
 
@@ -13,6 +12,7 @@
 #include "base/mem.h"
 #include "base/settings.h"
 #include "worker/metrics_out.h"
+#include "worker/sender.h"
 #include "worker/unit.h"
 #include "worker/watchdog.h"
 
@@ -35,20 +35,11 @@ static const char component[] = "worker";
 #define MAX_UNITS       1024
 #define IDLE_TICKS      8
 
-struct unsent {
-    struct list link;
-    enum msg_kind kind;
-    uint32_t id;
-    bool ok;
-    char *text;
-    size_t len;
-};
-
 struct worker {
     struct runtime rt;
     struct channel channel;
     struct ring_reader down;
-    struct ring_writer up;
+    struct sender sender;
     struct ev_loop *loop;
     ev_io wake;
     ev_prepare prepare;
@@ -65,102 +56,18 @@ struct worker {
     /* Read from the ring and not yet dealt with. */
     const struct msg_head *peeked;
     size_t peeked_len;
-    int taken;            /* deliveries of this batch */
+    int taken;            /* messages of this batch */
+    bool is_sharing;      /* the last one has more deliveries */
     uint64_t batch_start; /* tail at its start */
 
     uint64_t tail_before; /* at the last tick of the metrics' timer */
     int idle_ticks;
 
-    struct list unsent; /* texts and verdicts that found no room */
-    bool is_blocked;
     bool is_draining;
     int exit_code;
 };
 
-/* --- sending ------------------------------------------------------------------ */
-
-static void show(struct worker *w)
-{
-    ring_publish(&w->up);
-    if (ring_writer_should_wake(&w->up))
-        channel_wake(w->channel.wake_host_fd);
-}
-
-/* Kept messages are whole messages as they go into the ring. */
-static void keep_unsent(struct worker *w, enum msg_kind kind, uint32_t id,
-                        bool ok, const void *bytes, size_t len)
-{
-    struct unsent *u = xcalloc(1, sizeof(*u));
-
-    u->kind = kind;
-    u->id = id;
-    u->ok = ok;
-    u->text = xmalloc(len + 1);
-    memcpy(u->text, bytes, len);
-    u->len = len;
-    list_append(&w->unsent, &u->link);
-    w->is_blocked = true;
-}
-
-static void send_text(struct worker *w, enum msg_kind kind, uint32_t id,
-                      bool ok, struct slice text)
-{
-    size_t max = ring_max_message(&w->up) - sizeof(struct msg_text) - 64;
-
-    if (text.len > max)
-        text.len = max;
-    if (w->is_blocked || !write_text(&w->up, kind, id, ok, text))
-        keep_unsent(w, kind, id, ok, text.ptr, text.len);
-}
-
-/* A verdict with its texts in one block, for later. */
-static void keep_verdict(struct worker *w, const struct verdict_msg *v)
-{
-    size_t size = sizeof(*v) + v->code.len + v->reason.len + v->traceback.len;
-    char *block = xmalloc(size), *at = block + sizeof(*v);
-    struct verdict_msg copy = *v;
-    struct slice *texts[] = {&copy.code, &copy.reason, &copy.traceback};
-
-    for (int i = 0; i < 3; i++) {
-        if (texts[i]->len)
-            memcpy(at, texts[i]->ptr, texts[i]->len);
-        at += texts[i]->len;
-    }
-    memcpy(block, &copy, sizeof(copy));
-    keep_unsent(w, MSG_VERDICT, 0, true, block, size);
-    free(block);
-}
-
-static bool write_kept(struct worker *w, const struct unsent *u)
-{
-    struct verdict_msg v;
-    const char *at = u->text + sizeof(v);
-
-    if (u->kind != MSG_VERDICT)
-        return write_text(&w->up, u->kind, u->id, u->ok,
-                          (struct slice){u->text, u->len});
-    memcpy(&v, u->text, sizeof(v));
-    v.code.ptr = at;
-    v.reason.ptr = v.code.ptr + v.code.len;
-    v.traceback.ptr = v.reason.ptr + v.reason.len;
-    return write_verdict(&w->up, &v);
-}
-
-/* True when nothing is left. */
-static bool send_unsent(struct worker *w)
-{
-    while (!list_is_empty(&w->unsent)) {
-        struct unsent *u = CONTAINER_OF(w->unsent.next, struct unsent, link);
-
-        if (!write_kept(w, u))
-            return false;
-        list_remove(&u->link);
-        free(u->text);
-        free(u);
-    }
-    w->is_blocked = false;
-    return true;
-}
+/* --- what the runtime asks of us -------------------------------------------------- */
 
 static void on_verdict(struct runtime *rt, const struct verdict_msg *v,
                        struct task *task)
@@ -168,18 +75,18 @@ static void on_verdict(struct runtime *rt, const struct verdict_msg *v,
     struct worker *w = rt->owner;
 
     (void)task;
-    if (w->is_blocked || !write_verdict(&w->up, v))
-        keep_verdict(w, v);
+    sender_verdict(&w->sender, v);
 }
 
 static bool on_call(struct runtime *rt, uint32_t id, struct slice request)
 {
     struct worker *w = rt->owner;
 
-    if (request.len + sizeof(struct msg_text) > ring_max_message(&w->up) / 2)
+    if (request.len + sizeof(struct msg_text) >
+        ring_max_message(&w->sender.up) / 2)
         return false;
-    send_text(w, MSG_CALL, id, true, request);
-    show(w);
+    sender_text(&w->sender, MSG_CALL, id, true, request);
+    sender_show(&w->sender);
     return true;
 }
 
@@ -199,9 +106,9 @@ static void on_loaded(struct unit *unit, const struct err *err)
 {
     struct worker *w = unit_runtime(unit)->owner;
 
-    send_text(w, MSG_LOADED, unit_id(unit), !err,
-              slice_of(err ? err->msg : ""));
-    show(w);
+    sender_text(&w->sender, MSG_LOADED, unit_id(unit), !err,
+                slice_of(err ? err->msg : ""));
+    sender_show(&w->sender);
 }
 
 static void load_unit(struct worker *w, uint32_t id, struct slice bundle)
@@ -210,8 +117,8 @@ static void load_unit(struct worker *w, uint32_t id, struct slice bundle)
     json_t *json = json_loadb(bundle.ptr, bundle.len, 0, &error);
 
     if (!json || w->n_units == MAX_UNITS) {
-        send_text(w, MSG_LOADED, id, false,
-                  slice_of(json ? "too many handlers" : error.text));
+        sender_text(&w->sender, MSG_LOADED, id, false,
+                    slice_of(json ? "too many handlers" : error.text));
         json_decref(json);
         return;
     }
@@ -234,8 +141,8 @@ static void on_unloaded(struct unit *unit)
 {
     struct worker *w = unit_runtime(unit)->owner;
 
-    send_text(w, MSG_UNLOADED, unit_id(unit), true, slice_of(""));
-    show(w);
+    sender_text(&w->sender, MSG_UNLOADED, unit_id(unit), true, slice_of(""));
+    sender_show(&w->sender);
     forget_unit(w, unit);
     unit_free(unit);
     if (w->is_draining && !w->n_units)
@@ -276,49 +183,79 @@ static const struct msg_head *peek(struct worker *w)
 
 static bool batch_is_full(const struct worker *w)
 {
-    return w->taken >= BATCH_MESSAGES || w->is_blocked ||
+    return w->taken >= BATCH_MESSAGES || w->sender.is_blocked ||
            w->down.tail - w->batch_start > BATCH_BYTES;
 }
 
+static bool is_one_for(const struct msg_head *msg, size_t len, uint32_t vm)
+{
+    const struct msg_deliver *m = (const void *)msg;
+    const struct delivery_msg *to = (const void *)m->bytes;
+
+    return msg->kind == MSG_DELIVER && len >= sizeof(*m) + sizeof(*to) &&
+           m->n == 1 && to->vm == vm;
+}
+
 /* For the serve loop: the next delivery of the same vm, if that is what comes
- * next. */
-static bool take_next(struct runtime *rt, uint32_t vm, struct delivery_msg *d)
+ * next, and nobody else takes part in it. */
+static bool take_next(struct runtime *rt, uint32_t vm, struct record **record,
+                      struct delivery_msg *d)
 {
     struct worker *w = rt->owner;
+    const struct delivery_msg *to;
     const struct msg_head *msg;
+    size_t n;
 
-    if (batch_is_full(w))
+    if (batch_is_full(w) || w->is_sharing)
         return false;
     msg = peek(w);
-    if (!msg || msg->kind != MSG_DELIVER ||
-        ((const struct msg_deliver *)(const void *)msg)->vm != vm ||
-        !read_deliver(msg, w->peeked_len, d))
+    if (!msg || !is_one_for(msg, w->peeked_len, vm))
         return false;
+    *record = record_take(rt);
+    if (!read_deliver(msg, w->peeked_len, &(*record)->m, &to, &n)) {
+        record_put(rt, *record);
+        return false; /* whoever takes it says that it is nonsense */
+    }
     w->peeked = NULL;
     w->taken++;
+    *d = *to;
     return true;
 }
 
-static void deliver(struct worker *w, const struct msg_head *msg, size_t len)
+static void deliver_to(struct worker *w, struct record *record,
+                       const struct delivery_msg *d)
 {
-    struct delivery_msg d;
-    struct unit *unit;
+    struct unit *unit = find_unit(w, d->vm);
 
-    if (!read_deliver(msg, len, &d)) {
-        broken(w, "delivery");
-        return;
-    }
-    unit = find_unit(w, d.vm);
     if (unit) {
-        unit_offer(unit, &d);
+        unit_offer(unit, record, d);
         return;
     }
     on_verdict(&w->rt,
-               &(struct verdict_msg){.slot = d.slot,
-                                     .generation = d.generation,
+               &(struct verdict_msg){.slot = d->slot,
+                                     .generation = d->generation,
                                      .verdict = VERDICT_BACK,
                                      .after_ms = -1},
                NULL);
+}
+
+/* An event goes to all its handlers here before the next one is read: it is
+ * parsed once, and the parser's memory is taken by the next. */
+static void deliver(struct worker *w, const struct msg_head *msg, size_t len)
+{
+    const struct delivery_msg *to;
+    struct record *record = record_take(&w->rt);
+    size_t n;
+
+    if (!read_deliver(msg, len, &record->m, &to, &n)) {
+        broken(w, "delivery");
+        n = 0;
+    }
+    for (size_t i = 0; i < n; i++) {
+        w->is_sharing = i + 1 < n;
+        deliver_to(w, record, &to[i]);
+    }
+    record_put(&w->rt, record);
 }
 
 static void handle(struct worker *w, const struct msg_head *msg, size_t len)
@@ -360,7 +297,7 @@ static void end_batch(struct worker *w)
     w->down.tail = tail;
     if (ring_reader_should_wake(&w->down))
         channel_wake(w->channel.wake_host_fd);
-    show(w);
+    sender_show(&w->sender);
 }
 
 /* One batch; true when there may be more. */
@@ -375,7 +312,7 @@ static bool read_batch(struct worker *w)
         w->taken++;
         handle(w, msg, w->peeked_len);
     }
-    if (!w->is_blocked)
+    if (!w->sender.is_blocked)
         for (int i = 0; i < w->n_units; i++)
             unit_flush(w->units[i]);
     end_batch(w);
@@ -414,20 +351,20 @@ static void on_prepare(struct ev_loop *loop, ev_prepare *prepare, int events)
     (void)loop;
     (void)events;
     mark_awake(w);
-    if (w->is_blocked && !send_unsent(w)) {
-        show(w);
+    if (w->sender.is_blocked && !sender_unblock(&w->sender)) {
+        sender_show(&w->sender);
         /* Woken by the host when it has read. */
-        stay_awake(w, ring_writer_wait(&w->up));
+        stay_awake(w, ring_writer_wait(&w->sender.up));
         atomic_store(&w->rt.control->busy_since_us, 0);
         return;
     }
     more = read_batch(w);
     vms_reap(&w->rt);
-    if (w->is_blocked || more || w->peeked) {
+    if (w->sender.is_blocked || more || w->peeked) {
         stay_awake(w, true);
         return;
     }
-    show(w);
+    sender_show(&w->sender);
     stay_awake(w, !ring_reader_sleep(&w->down));
     atomic_store(&w->rt.control->busy_since_us, 0);
 }
@@ -459,9 +396,9 @@ static void send_metrics(struct worker *w)
     if (!message)
         return;
     text = json_dumps(message, JSON_COMPACT);
-    if (text && strlen(text) < ring_max_message(&w->up) / 2) {
-        send_text(w, MSG_METRICS, 0, true, slice_of(text));
-        show(w);
+    if (text && strlen(text) < ring_max_message(&w->sender.up) / 2) {
+        sender_text(&w->sender, MSG_METRICS, 0, true, slice_of(text));
+        sender_show(&w->sender);
     }
     free(text);
     json_decref(message);
@@ -518,8 +455,8 @@ static void *lua_thread(void *arg)
     struct worker *w = arg;
 
     start_watchers(w);
-    send_text(w, MSG_READY, 0, true, slice_of(""));
-    show(w);
+    sender_text(&w->sender, MSG_READY, 0, true, slice_of(""));
+    sender_show(&w->sender);
     ev_run(w->loop, 0);
     send_metrics(w);
     while (w->n_units) {
@@ -626,11 +563,9 @@ static bool set_up(struct worker *w, const int fds[4], struct err *err)
     w->rt.verdict = on_verdict;
     w->rt.next = take_next;
     w->rt.call = on_call;
-    list_init(&w->unsent);
+    sender_init(&w->sender, &w->channel);
     ring_reader_init(&w->down, &w->channel.control->down, w->channel.down,
                      w->channel.control->down_size);
-    ring_writer_init(&w->up, &w->channel.control->up, w->channel.up,
-                     w->channel.control->up_size);
     set_limits(w);
     return true;
 }

@@ -42,34 +42,38 @@ static void ends_of(struct channel *ch, struct ring_writer *w,
 
 static void a_delivery_comes_out_as_it_went_in(void **state)
 {
-    struct delivery_msg in = {.slot = 7,
-                              .generation = 3,
-                              .vm = 2,
-                              .attempt = 1,
-                              .flags = DELIVER_FRESH,
-                              .lane = 99,
-                              .place = 123456789012,
-                              .epoch = 4,
-                              .source = SOURCE_OUTBOX,
-                              .form = BODY_NATIVE,
-                              .topic = SLICE_LIT("domain_events"),
-                              .partition = SLICE_LIT("0"),
-                              .body = SLICE_LIT("{\"a\":1}")};
-    struct delivery_msg out;
+    struct event_msg in = {.place = 123456789012,
+                           .source = SOURCE_OUTBOX,
+                           .form = BODY_NATIVE,
+                           .topic = SLICE_LIT("domain_events"),
+                           .partition = SLICE_LIT("0"),
+                           .body = SLICE_LIT("{\"a\":1}")};
+    const struct delivery_msg to[2] = {{.slot = 7,
+                                        .generation = 3,
+                                        .vm = 2,
+                                        .attempt = 1,
+                                        .flags = DELIVER_FRESH,
+                                        .lane = 99,
+                                        .epoch = 4},
+                                       {.slot = 8, .vm = 3}};
+    const struct delivery_msg *read;
+    struct event_msg out;
     const struct msg_head *msg;
     struct ring_writer w;
     struct ring_reader r;
-    size_t len;
+    size_t len, n;
 
     ends_of(*state, &w, &r);
     in.facts[FACT_ID] = SLICE_LIT("e-1");
     in.facts[FACT_TYPE] = (struct slice){"", 0}; /* empty is not absent */
-    assert_true(write_deliver(&w, &in));
+    assert_true(write_deliver(&w, &in, to, 2));
     assert_int_equal(ring_next(&r, &msg, &len), RING_EMPTY);
     ring_publish(&w);
     assert_int_equal(ring_next(&r, &msg, &len), RING_MESSAGE);
     assert_int_equal(msg->kind, MSG_DELIVER);
-    assert_true(read_deliver(msg, len, &out));
+    assert_true(read_deliver(msg, len, &out, &read, &n));
+    assert_int_equal(n, 2);
+    assert_memory_equal(read, to, sizeof(to));
     assert_int_equal(out.place, in.place);
     assert_int_equal(out.source, SOURCE_OUTBOX);
     assert_true(slice_is(out.facts[FACT_ID], "e-1"));

@@ -614,7 +614,7 @@ static void a_published_event_shares_the_transaction(void **state)
 static void whoever_lost_the_partition_does_not_write(void **state)
 {
     struct harness h;
-    struct delivery_msg d;
+    struct offer o;
 
     (void)state;
     sql("TRUNCATE t, event_inbox; INSERT INTO event_handler_positions"
@@ -626,14 +626,14 @@ static void whoever_lost_the_partition_does_not_write(void **state)
                  TX);
     set(&h, "database.url", getenv("MOONTIDE_TEST_PG"));
     set(&h, "database.schema", SCHEMA);
-    d = harness_event(1, 1, "{}");
-    d.epoch = 5;
-    unit_offer(h.unit, &d);
+    o = harness_event(1, 1, "{}");
+    o.d.epoch = 5;
+    harness_give(&h, &o);
     harness_wait(&h, 1);
     assert_int_equal(h.seen[0].verdict, VERDICT_FENCED);
-    d = harness_event(2, 2, "{}");
-    d.epoch = 6;
-    unit_offer(h.unit, &d);
+    o = harness_event(2, 2, "{}");
+    o.d.epoch = 6;
+    harness_give(&h, &o);
     harness_wait(&h, 2);
     assert_ack(h.seen[1]);
     harness_fini(&h);
@@ -661,14 +661,14 @@ static void a_batch_gives_up_only_the_event_at_fault(void **state)
     set(&h, "database.schema", SCHEMA);
     for (uint32_t i = 0; i < 8; i++) {
         char payload[32];
-        struct delivery_msg d;
+        struct offer o;
 
         snprintf(payload, sizeof(payload),
                  i == 5 ? "{\"n\":\"x\"}" : "{\"n\":%u}", i);
         snprintf(ids[i], sizeof(ids[i]), "e%u", i);
-        d = harness_event(i, i, payload);
-        d.facts[FACT_ID] = slice_of(ids[i]);
-        unit_offer(h.unit, &d);
+        o = harness_event(i, i, payload);
+        o.m.facts[FACT_ID] = slice_of(ids[i]);
+        harness_give(&h, &o);
     }
     harness_wait(&h, 8);
     for (int i = 0; i < 8; i++)

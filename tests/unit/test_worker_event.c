@@ -264,11 +264,11 @@ static void test_values_survive_waiting(void **state)
 static void offer_envelope(struct harness *h, enum body_form form,
                            const char *text)
 {
-    struct delivery_msg d = harness_event(1, 1, text);
+    struct offer o = harness_event(1, 1, text);
 
-    memset(d.facts, 0, sizeof(d.facts));
-    d.form = form;
-    unit_offer(h->unit, &d);
+    memset(o.m.facts, 0, sizeof(o.m.facts));
+    o.m.form = form;
+    harness_give(h, &o);
     harness_wait(h, 1);
 }
 
@@ -314,22 +314,81 @@ static void test_metadata_is_a_table(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof(odd) / sizeof(*odd); i++) {
         struct harness h;
-        struct delivery_msg d = harness_event(1, 1, "{}");
+        struct offer o = harness_event(1, 1, "{}");
         char padded[64] = "";
 
         snprintf(padded, sizeof(padded), "%s", odd[i]);
-        d.facts[FACT_METADATA] = (struct slice){padded, strlen(odd[i])};
+        o.m.facts[FACT_METADATA] = (struct slice){padded, strlen(odd[i])};
         harness_init(&h,
                      "local json = require('moontide.json') return { handle ="
                      " function(event, ctx) return ctx.skip("
                      "tostring(event.metadata.x) .. type(event.metadata)"
                      " .. json.encode(event.metadata)) end }",
                      "{}");
-        unit_offer(h.unit, &d);
+        harness_give(&h, &o);
         harness_wait(&h, 1);
         assert_string_equal(h.seen[0].reason, "niltable{}");
         harness_fini(&h);
     }
+}
+
+/* What several deliveries share is parsed once; each has values of its
+ * own, which end with it. */
+static void test_a_shared_record_is_parsed_once(void **state)
+{
+    struct record *record;
+    const uint64_t *tape;
+    struct harness h;
+    struct offer o;
+
+    (void)state;
+    harness_init(&h,
+                 "local kept return { handle = function(event, ctx)\n"
+                 "  local ok = kept and pcall(function() return kept.n end)\n"
+                 "  kept = event.payload\n"
+                 "  local was = kept.n kept.n = 99\n"
+                 "  return ctx.skip(was .. tostring(ok)) end }",
+                 "{}");
+    o = harness_event(1, 1, "{\"n\":7}");
+    record = record_take(&h.rt);
+    record->m = o.m;
+    unit_offer(h.unit, record, &o.d);
+    assert_true(record->is_parsed);
+    tape = record->body.tape;
+    o.d.slot = o.d.lane = 2;
+    unit_offer(h.unit, record, &o.d);
+    assert_ptr_equal(record->body.tape, tape);
+    assert_int_equal(record->holders, 1);
+    record_put(&h.rt, record);
+    assert_string_equal(h.seen[0].reason, "7nil");
+    assert_string_equal(h.seen[1].reason, "7false");
+    harness_fini(&h);
+}
+
+/* One handler touched a body that is no JSON; another, that did not, is well. */
+static void test_a_broken_body_is_the_one_s_who_touched_it(void **state)
+{
+    struct record *record;
+    struct harness h;
+    struct offer o;
+
+    (void)state;
+    harness_init(&h,
+                 "local first = true return { handle = function(event)\n"
+                 "  if first then first = false return event.payload.n end\n"
+                 "end }",
+                 "{}");
+    o = harness_event(1, 1, "{\"n\":");
+    record = record_take(&h.rt);
+    record->m = o.m;
+    unit_offer(h.unit, record, &o.d);
+    o.d.slot = o.d.lane = 2;
+    unit_offer(h.unit, record, &o.d);
+    record_put(&h.rt, record);
+    assert_int_equal(h.seen[0].verdict, VERDICT_DEAD);
+    assert_int_equal(h.seen[0].class, CLASS_UNDECODABLE);
+    assert_int_equal(h.seen[1].verdict, VERDICT_ACK);
+    harness_fini(&h);
 }
 
 /* A version is a number, or the text that was given for one. */
@@ -347,14 +406,14 @@ static void test_versions_are_numbers_or_text(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof(versions) / sizeof(*versions); i++) {
         struct harness h;
-        struct delivery_msg d = harness_event(1, 1, "{}");
+        struct offer o = harness_event(1, 1, "{}");
 
-        d.facts[FACT_VERSION] = slice_of(versions[i][0]);
+        o.m.facts[FACT_VERSION] = slice_of(versions[i][0]);
         harness_init(&h,
                      "return { handle = function(event, ctx) return"
                      " ctx.skip(type(event.version) .. event.version) end }",
                      "{}");
-        unit_offer(h.unit, &d);
+        harness_give(&h, &o);
         harness_wait(&h, 1);
         assert_string_equal(h.seen[0].reason, versions[i][1]);
         harness_fini(&h);
@@ -371,6 +430,8 @@ int main(void)
         cmocka_unit_test(test_values_survive_waiting),
         cmocka_unit_test(test_facts_from_envelopes),
         cmocka_unit_test(test_metadata_is_a_table),
+        cmocka_unit_test(test_a_shared_record_is_parsed_once),
+        cmocka_unit_test(test_a_broken_body_is_the_one_s_who_touched_it),
         cmocka_unit_test(test_versions_are_numbers_or_text),
     };
 

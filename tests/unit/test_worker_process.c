@@ -132,18 +132,16 @@ static void load(struct host *h, const char *source)
 
 static bool deliver(struct host *h, uint32_t slot, const char *payload)
 {
-    struct delivery_msg m = {.slot = slot,
-                             .vm = 1,
-                             .attempt = 1,
-                             .lane = slot + 1,
-                             .source = SOURCE_KAFKA,
-                             .form = BODY_PAYLOAD,
-                             .topic = SLICE_LIT("t"),
-                             .partition = SLICE_LIT("t/0")};
+    struct delivery_msg d = {
+        .slot = slot, .vm = 1, .attempt = 1, .lane = slot + 1};
+    struct event_msg m = {.source = SOURCE_KAFKA,
+                          .form = BODY_PAYLOAD,
+                          .topic = SLICE_LIT("t"),
+                          .partition = SLICE_LIT("t/0")};
 
     m.facts[FACT_ID] = SLICE_LIT("e-1");
     m.body = (struct slice){payload, strlen(payload)};
-    return write_deliver(&h->down, &m);
+    return write_deliver(&h->down, &m, &d, 1);
 }
 
 static int host_end(struct host *h)

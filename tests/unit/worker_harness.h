@@ -122,29 +122,42 @@ __attribute__((unused)) static void harness_fini(struct harness *h)
     free(h->seen);
 }
 
-__attribute__((unused)) static struct delivery_msg
+/* A delivery with its event, as they come out of the ring. */
+struct offer {
+    struct event_msg m;
+    struct delivery_msg d;
+};
+
+__attribute__((unused)) static struct offer
 harness_event(uint32_t slot, uint64_t lane, const char *payload)
 {
-    struct delivery_msg d = {.slot = slot,
-                             .vm = 1,
-                             .attempt = 1,
-                             .lane = lane,
-                             .place = 7,
-                             .source = SOURCE_KAFKA,
-                             .form = BODY_PAYLOAD,
-                             .topic = SLICE_LIT("orders"),
-                             .partition = SLICE_LIT("orders/3")};
+    struct offer o = {.d = {.slot = slot, .vm = 1, .attempt = 1, .lane = lane},
+                      .m = {.place = 7,
+                            .source = SOURCE_KAFKA,
+                            .form = BODY_PAYLOAD,
+                            .topic = SLICE_LIT("orders"),
+                            .partition = SLICE_LIT("orders/3")}};
     static char body[1 << 20]; /* with the padding that the ring has */
 
     snprintf(body, sizeof(body), "%s", payload);
-    d.body = slice_of(body);
-    d.facts[FACT_ID] = SLICE_LIT("e-1");
-    d.facts[FACT_TYPE] = SLICE_LIT("order.paid");
-    d.facts[FACT_AGGREGATE_TYPE] = SLICE_LIT("Order");
-    d.facts[FACT_AGGREGATE_ID] = SLICE_LIT("o-1");
-    d.facts[FACT_OCCURRED_AT] = SLICE_LIT("2026-03-01T10:15:00.250000Z");
-    d.facts[FACT_VERSION] = SLICE_LIT("2");
-    return d;
+    o.m.body = slice_of(body);
+    o.m.facts[FACT_ID] = SLICE_LIT("e-1");
+    o.m.facts[FACT_TYPE] = SLICE_LIT("order.paid");
+    o.m.facts[FACT_AGGREGATE_TYPE] = SLICE_LIT("Order");
+    o.m.facts[FACT_AGGREGATE_ID] = SLICE_LIT("o-1");
+    o.m.facts[FACT_OCCURRED_AT] = SLICE_LIT("2026-03-01T10:15:00.250000Z");
+    o.m.facts[FACT_VERSION] = SLICE_LIT("2");
+    return o;
+}
+
+__attribute__((unused)) static void harness_give(struct harness *h,
+                                                 const struct offer *o)
+{
+    struct record *record = record_take(&h->rt);
+
+    record->m = o->m;
+    unit_offer(h->unit, record, &o->d);
+    record_put(&h->rt, record);
 }
 
 __attribute__((unused)) static void harness_offer(struct harness *h,
@@ -152,10 +165,10 @@ __attribute__((unused)) static void harness_offer(struct harness *h,
                                                   uint16_t flags,
                                                   const char *payload)
 {
-    struct delivery_msg d = harness_event(slot, lane, payload);
+    struct offer o = harness_event(slot, lane, payload);
 
-    d.flags = flags;
-    unit_offer(h->unit, &d);
+    o.d.flags = flags;
+    harness_give(h, &o);
     vms_reap(&h->rt);
 }
 

@@ -1,0 +1,421 @@
+/*
+ * A simple model around the pipeline: a log of events with few keys, workers
+ * that keep a lane's order, random verdicts, deaths, holds and rewinds, in
+ * virtual time.
+ */
+#ifndef PIPELINE_MODEL_H
+#define PIPELINE_MODEL_H
+
+#include "core/pipeline.h"
+
+#include "base/buf.h"
+#include "base/digest.h"
+#include "base/hash.h"
+#include "base/mem.h"
+#include "ipc/channel.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define EVENTS   3000
+#define KEYS     17
+#define HANDLERS 3
+#define WORKERS  3
+
+struct held {
+    uint32_t slot, generation;
+    uint64_t lane;
+    int handler;
+    int64_t place;
+    bool fresh;
+};
+
+struct model {
+    struct pipeline *pl;
+    struct metrics *metrics;
+    struct partition *p;
+    struct handler *handlers[HANDLERS];
+    uint64_t seed;
+    int64_t now_us, reader; /* the source's next offset; -1: not started */
+    bool is_paused, is_quiet, wants_spare, spare_up;
+    struct held at[WORKERS + 1][8192];
+    size_t n_at[WORKERS + 1];
+    struct delivery *stores[EVENTS * HANDLERS];
+    size_t n_stores;
+    int done[HANDLERS][EVENTS];   /* how often it was settled well */
+    int64_t last[HANDLERS][KEYS]; /* the latest place done, per key */
+    int attempts[HANDLERS][EVENTS];
+    int released;
+    char keys[KEYS][8];
+    bool ring_full, no_chaos;
+    size_t n_sent, n_shared; /* messages, deliveries beyond one in them */
+    int rooms_again;         /* calls of room_again() */
+    int64_t start_at;        /* where POSITION_LATEST is */
+};
+
+static uint64_t chance(struct model *m, uint64_t n)
+{
+    m->seed = m->seed * 6364136223846793005u + 1442695040888963407u;
+    return hash_mix(m->seed, 5) % n;
+}
+
+/* --- the source ------------------------------------------------------------- */
+
+static void source_start(struct partition *p, const struct position *from)
+{
+    struct model *m = p->source;
+
+    m->reader = from->next < 0 ? 0 : from->next;
+    if (from->next == POSITION_LATEST)
+        m->reader = m->start_at;
+    m->is_paused = false;
+    pipeline_advance(p, m->reader);
+}
+
+static void source_pause(struct partition *p)
+{
+    ((struct model *)p->source)->is_paused = true;
+}
+
+static void source_resume(struct partition *p)
+{
+    ((struct model *)p->source)->is_paused = false;
+}
+
+static void source_release(struct event *ev)
+{
+    ((struct model *)ev->partition->source)->released++;
+}
+
+static const struct source_ops source = {
+    .kind = SOURCE_KAFKA,
+    .start = source_start,
+    .pause = source_pause,
+    .resume = source_resume,
+    .release = source_release,
+};
+
+static void read_some(struct model *m, size_t most)
+{
+    size_t room = pipeline_room(m->pl);
+
+    if (m->reader < 0 || m->is_paused)
+        return;
+    for (; most > 0 && room > 0 && m->reader < EVENTS; most--, room--) {
+        struct event *ev = pipeline_event_new(m->pl, m->p);
+
+        ev->place = m->reader++;
+        ev->facts[FACT_TYPE] =
+            slice_of(ev->place % 5 ? "CallCreated" : "order.paid");
+        ev->facts[FACT_AGGREGATE_ID] = slice_of(m->keys[ev->place % KEYS]);
+        ev->body = SLICE_LIT("{}");
+        pipeline_offer(m->pl, ev);
+    }
+}
+
+/* --- the host's side ----------------------------------------------------------- */
+
+static bool op_send(void *ctx, unsigned worker, const struct event_msg *ev,
+                    const struct delivery_msg *to, size_t n)
+{
+    struct model *m = ctx;
+
+    if (m->n_at[worker] >= 40 + worker || (m->ring_full && chance(m, 3) == 0))
+        return false;
+    if (worker == WORKERS)
+        assert_int_equal(m->n_at[worker] + (int)n, 1); /* one at a time */
+    for (size_t i = 0; i < n; i++)
+        m->at[worker][m->n_at[worker]++] = (struct held){
+            to[i].slot,        to[i].generation, to[i].lane,
+            (int)to[i].vm - 1, ev->place,        to[i].flags & DELIVER_FRESH};
+    m->n_sent++;
+    m->n_shared += (int)n - 1;
+    return true;
+}
+
+static void op_store(void *ctx, struct delivery *d, enum verdict how)
+{
+    struct model *m = ctx;
+
+    (void)how;
+    m->stores[m->n_stores++] = d;
+}
+
+static void op_quiet(void *ctx, struct partition *p)
+{
+    (void)p;
+    ((struct model *)ctx)->is_quiet = true;
+}
+
+static void op_room_again(void *ctx)
+{
+    ((struct model *)ctx)->rooms_again++;
+}
+
+static void op_fenced(void *ctx, struct partition *p)
+{
+    (void)ctx;
+    (void)p;
+    fail_msg("nobody fenced");
+}
+
+static void op_want_spare(void *ctx)
+{
+    ((struct model *)ctx)->wants_spare = true;
+}
+
+static const struct pipeline_ops ops = {
+    op_send, op_store, op_quiet, op_fenced, op_room_again, op_want_spare};
+
+/* --- the model of what must be true ---------------------------------------------- */
+
+static void settled_well(struct model *m, const struct held *h)
+{
+    int64_t *last = &m->last[h->handler][h->place % KEYS];
+
+    assert_true(h->place > *last); /* in the order of its key */
+    *last = h->place;
+    m->done[h->handler][h->place]++;
+}
+
+/* --- workers ------------------------------------------------------------------------ */
+
+static void take_out(struct model *m, unsigned w, size_t i)
+{
+    memmove(&m->at[w][i], &m->at[w][i + 1],
+            (m->n_at[w] - i - 1) * sizeof(struct held));
+    m->n_at[w]--;
+}
+
+static void verdict(struct model *m, unsigned w, size_t i, enum verdict how)
+{
+    struct held h = m->at[w][i];
+    struct verdict_msg v = {.slot = h.slot,
+                            .generation = h.generation,
+                            .verdict = how,
+                            .after_ms = how == VERDICT_SNOOZE ? 5 : -1,
+                            .reason = SLICE_LIT("because")};
+
+    take_out(m, w, i);
+    if (how == VERDICT_ACK)
+        settled_well(m, &h);
+    pipeline_verdict(m->pl, w, &v);
+}
+
+/* The first of its lane among those the worker has, of a random one. */
+static size_t pick(struct model *m, unsigned w)
+{
+    size_t i = chance(m, m->n_at[w]);
+
+    for (size_t k = 0; k < i; k++)
+        if (m->at[w][k].lane == m->at[w][i].lane)
+            return k;
+    return i;
+}
+
+static enum verdict roll(struct model *m, const struct held *h)
+{
+    uint64_t r = m->no_chaos ? 99 : chance(m, 100);
+
+    m->attempts[h->handler][h->place]++;
+    if (r < 8)
+        return VERDICT_RETRY;
+    if (r < 10)
+        return VERDICT_DEAD;
+    if (r < 13)
+        return VERDICT_SNOOZE;
+    return VERDICT_ACK;
+}
+
+static void run_one(struct model *m, unsigned w)
+{
+    size_t i = pick(m, w);
+    uint64_t lane = m->at[w][i].lane;
+    enum verdict how = roll(m, &m->at[w][i]);
+
+    verdict(m, w, i, how);
+    if (how == VERDICT_ACK)
+        return;
+    for (size_t k = 0; k < m->n_at[w];)
+        if (m->at[w][k].lane == lane)
+            verdict(m, w, k, VERDICT_BACK);
+        else
+            k++;
+}
+
+static void kill_worker(struct model *m, unsigned w)
+{
+    uint64_t started[CHANNEL_SLOTS / 64] = {0};
+    struct worker_death death = {
+        .started = started, .class = CLASS_CRASH, .reason = "killed: SIGSEGV"};
+
+    if (m->n_at[w] > 0) {
+        size_t i = pick(m, w);
+
+        started[m->at[w][i].slot / 64] |= 1ull << (m->at[w][i].slot % 64);
+        death.something_ran = chance(m, 2);
+        death.running = m->at[w][i].slot;
+        death.run_count = 1;
+    }
+    m->n_at[w] = 0;
+    pipeline_worker_died(m->pl, w, &death);
+    pipeline_worker_up(m->pl, w);
+}
+
+/* --- one step of chance ---------------------------------------------------------------- */
+
+static void after_quiet(struct model *m)
+{
+    if (!m->is_quiet)
+        return;
+    m->is_quiet = false;
+    assert_true(m->p->wants_rewind);
+    pipeline_start(m->p);
+}
+
+static void store_one(struct model *m)
+{
+    size_t i = chance(m, m->n_stores);
+    struct delivery *d = m->stores[i];
+    struct held h = {.handler = (int)d->handler->vm - 1,
+                     .place = d->event->place};
+
+    m->stores[i] = m->stores[--m->n_stores];
+    settled_well(m, &h);
+    pipeline_stored(m->pl, d);
+}
+
+static void hold_or_release(struct model *m)
+{
+    struct handler *h = m->handlers[chance(m, HANDLERS)];
+
+    if (h->is_held)
+        pipeline_attach(m->pl, h);
+    else
+        pipeline_detach(m->pl, h, false);
+}
+
+static void step(struct model *m)
+{
+    uint64_t r = chance(m, 1000);
+    unsigned w = (unsigned)chance(m, WORKERS + 1);
+
+    m->now_us += 1000;
+    pipeline_tick(m->pl, m->now_us, 1700000000000000 + m->now_us);
+    m->ring_full = r % 7 == 0;
+    if (r < 200)
+        read_some(m, 1 + chance(m, 30));
+    else if (r < 900 && m->n_at[w] > 0)
+        run_one(m, w);
+    else if (r < 960 && m->n_stores > 0)
+        store_one(m);
+    else if (r < 963 && !m->no_chaos && w < WORKERS)
+        kill_worker(m, w);
+    else if (r < 970 && !m->no_chaos)
+        hold_or_release(m);
+    if (m->wants_spare && !m->spare_up) {
+        m->spare_up = true;
+        pipeline_worker_up(m->pl, WORKERS);
+    }
+    pipeline_pump_all(m->pl);
+    after_quiet(m);
+}
+
+static bool is_finished(struct model *m)
+{
+    struct pipeline_numbers n;
+
+    pipeline_numbers(m->pl, &n);
+    return m->reader == EVENTS && n.events == 0 &&
+           m->p->state == PARTITION_RUNNING;
+}
+
+/* No position may be beyond something that is not settled. */
+static void check_positions(struct model *m)
+{
+    for (int h = 0; h < HANDLERS; h++) {
+        struct position at;
+
+        if (!pipeline_position(m->p, m->handlers[h], &at))
+            continue;
+        for (int64_t place = 0; place < at.next && place < EVENTS; place++)
+            if (handler_wants(
+                    m->handlers[h],
+                    slice_of(place % 5 ? "CallCreated" : "order.paid")))
+                assert_int_equal(m->done[h][place], 1);
+        ranges_fini(&at.gaps);
+    }
+}
+
+static struct handler_spec *spec(const char *pattern, enum ordering ordering,
+                                 int concurrency)
+{
+    struct handler_spec *s = xcalloc(1, sizeof(*s));
+
+    s->version = xstrdup("v");
+    s->subscribes = xcalloc(1, sizeof(char *));
+    s->subscribes[0] = xstrdup(pattern);
+    s->n_subscribes = 1;
+    s->ordering = ordering;
+    s->concurrency = concurrency;
+    s->retry = (struct retry_policy){50, 3, 20, true};
+    s->start = POSITION_LATEST;
+    return s;
+}
+
+static void set_up(struct model *m, uint64_t seed, uint64_t window_bytes)
+{
+    static const char *const patterns[HANDLERS] = {"*", "order.*", "Call*"};
+    struct pipeline_config config = {.window_events = 200,
+                                     .window_bytes = window_bytes,
+                                     .event_bytes = 1 << 20,
+                                     .n_workers = WORKERS,
+                                     .quarantine_us = 50000};
+    struct position from = {.next = POSITION_EARLIEST};
+
+    memset(m, 0, sizeof(*m));
+    memset(m->last, 0xff, sizeof(m->last));
+    m->seed = seed;
+    m->reader = -1;
+    m->metrics = metrics_new();
+    m->pl = pipeline_new(&config, &ops, m, m->metrics);
+    m->now_us = 1000;
+    pipeline_tick(m->pl, m->now_us, 1700000000000000);
+    for (int i = 0; i < KEYS; i++)
+        snprintf(m->keys[i], sizeof(m->keys[i]), "key%d", i);
+    for (int i = 0; i < HANDLERS; i++) {
+        m->handlers[i] = pipeline_handler(m->pl, patterns[i]);
+        pipeline_switch(m->pl, m->handlers[i],
+                        spec(patterns[i], ORDER_KEY, i == 2 ? 2 : 16),
+                        (uint32_t)i + 1);
+    }
+    m->p = pipeline_open(m->pl, &source, m, "calls", 0, "calls/0", "id");
+    pipeline_open_cursor(m->p, pipeline_handler(m->pl, ""), &from, 0);
+    for (int i = 0; i < HANDLERS; i++) {
+        from = (struct position){.next = POSITION_EARLIEST};
+        pipeline_open_cursor(m->p, m->handlers[i], &from, 1);
+    }
+    pipeline_start(m->p);
+    for (unsigned w = 0; w < WORKERS; w++)
+        pipeline_worker_up(m->pl, w);
+}
+
+static void drain(struct model *m)
+{
+    m->no_chaos = true;
+    for (int i = 0; i < HANDLERS; i++)
+        if (m->handlers[i]->is_held)
+            pipeline_attach(m->pl, m->handlers[i]);
+    for (int i = 0; i < 2000000 && !is_finished(m); i++)
+        step(m);
+    assert_true(is_finished(m));
+}
+
+#endif
