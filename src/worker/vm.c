@@ -10,7 +10,7 @@
 #include "base/buf.h"
 #include "base/check.h"
 #include "base/mem.h"
-#include "worker/embed.h"
+#include "worker/own_code.h"
 #include "worker/task.h"
 #include "worker/watchdog.h"
 
@@ -124,14 +124,6 @@ bool vm_protect(struct vm *vm, int (*fn)(lua_State *L), void *arg,
 
 /* --- making --------------------------------------------------------------------------- */
 
-static const struct embedded *find_embedded(const char *name)
-{
-    for (const struct embedded *e = embedded_modules; e->name; e++)
-        if (strcmp(e->name, name) == 0)
-            return e;
-    return NULL;
-}
-
 bool vm_load_text(lua_State *L, struct slice text, const char *chunk, int env)
 {
     if (luaL_loadbufferx(L, text.ptr, text.len, chunk, "t") != 0)
@@ -146,16 +138,7 @@ bool vm_load_text(lua_State *L, struct slice text, const char *chunk, int env)
 /* One of our own modules as a function with the real globals. */
 static int l_load_own(lua_State *L)
 {
-    const char *name = luaL_checkstring(L, 1);
-    const struct embedded *e = find_embedded(name);
-    char at[80];
-
-    if (!e)
-        return 0;
-    snprintf(at, sizeof(at), "=moontide/%s.lua", name);
-    if (!vm_load_text(L, (struct slice){(const char *)e->text, e->len}, at, 0))
-        return lua_error(L);
-    return 1;
+    return own_code_push(L, luaL_checkstring(L, 1)) ? 1 : 0;
 }
 
 static void open_metatables(lua_State *L, struct vm *vm)
