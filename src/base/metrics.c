@@ -18,6 +18,7 @@ static const double bounds[] = {0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01,
 
 struct series {
     struct series *next; /* in its family, newest first */
+    struct series *next_in_bucket;
     uint64_t hash;
     char *labels; /* {a="b",c="d"} without the braces, "" when none */
     double value; /* a histogram's sum */
@@ -26,12 +27,15 @@ struct series {
     bool is_hidden;
 };
 
+#define SERIES_BUCKETS 64
+
 struct family {
     enum metric_kind kind;
     char *name, *help;
     char *label_names[METRIC_LABELS_MAX];
     size_t n_labels, n_series;
     struct series *series;
+    struct series *by_hash[SERIES_BUCKETS];
     struct family *next; /* of those made while running */
 };
 
@@ -141,14 +145,15 @@ static struct series *find_or_add(struct family *f, const char *const *values)
 {
     const char *other[METRIC_LABELS_MAX] = {"other", "other", "other", "other"};
     struct buf labels = {0};
-    struct series *s;
+    struct series *s, **bucket;
     uint64_t hash;
 
     for (size_t i = 0; i < f->n_labels; i++)
         add_label(&labels, f->label_names[i], values[i]);
     buf_text(&labels);
     hash = hash_bytes(labels.ptr, labels.len);
-    for (s = f->series; s; s = s->next)
+    bucket = &f->by_hash[hash % SERIES_BUCKETS];
+    for (s = *bucket; s; s = s->next_in_bucket)
         if (s->hash == hash && strcmp(s->labels, labels.ptr) == 0) {
             buf_fini(&labels);
             return s;
@@ -165,6 +170,8 @@ static struct series *find_or_add(struct family *f, const char *const *values)
         s->buckets = xcalloc(N_BOUNDS, sizeof(*s->buckets));
     s->next = f->series;
     f->series = s;
+    s->next_in_bucket = *bucket;
+    *bucket = s;
     f->n_series++;
     return s;
 }

@@ -26,7 +26,8 @@
 
 static const char component[] = "catalogue";
 
-#define PROBES_MAX       2
+#define PROBES_MAX       4
+#define PROBE_AGAIN_S    1.0 /* when no process could be started */
 #define PROBE_TIMEOUT_MS 5000
 #define NAME_MAX_LEN     63
 
@@ -46,17 +47,20 @@ struct entry {
     struct handler *handler;
     struct version *running, *candidate;
     struct probe *probe;
-    uint64_t stamp; /* of all files, before the last probing; 0: not known */
-    json_t *files;  /* their paths; NULL when it failed */
-    char *error;    /* why the last candidate was refused; NULL: it was not */
-    bool wants_probe, is_there, is_disabled, is_known_to_intake;
+    struct list turn; /* among those to be probed; alone: it is not */
+    uint64_t stamp;   /* of all files, before the last probing; 0: not known */
+    json_t *files;    /* their paths; NULL when it failed */
+    char *error;      /* why the last candidate was refused; NULL: it was not */
+    bool is_there, is_disabled, is_known_to_intake;
 };
 
 struct catalogue {
     struct host *host;
     struct entry *entries;
     struct watch *watch;
-    unsigned probing;
+    struct list to_probe;
+    unsigned probing, candidates;
+    ev_timer probe_later;
     uint32_t next_vm;
     bool was_scanned;
 };
@@ -216,6 +220,7 @@ static struct entry *entry_new(struct catalogue *c, const char *name)
     struct entry *e = xcalloc(1, sizeof(*e));
 
     e->catalogue = c;
+    list_init(&e->turn);
     e->name = xstrdup(name);
     e->path = xasprintf("%s/%s.lua", c->host->settings.handlers_path, name);
     e->handler = pipeline_handler(c->host->pipeline, name);
@@ -239,13 +244,22 @@ static void refuse(struct entry *e, const char *text)
     e->error = xstrdup(text);
 }
 
+static void set_candidate(struct entry *e, struct version *v)
+{
+    if (v)
+        e->catalogue->candidates++;
+    if (e->candidate)
+        e->catalogue->candidates--;
+    e->candidate = v;
+}
+
 static void drop_candidate(struct entry *e)
 {
     if (!e->candidate)
         return;
     supervisor_unload(e->catalogue->host->supervisor, e->candidate->bundle.vm);
     version_free(e->candidate);
-    e->candidate = NULL;
+    set_candidate(e, NULL);
 }
 
 /* mtime, size and inode of everything the last good probing read. */
@@ -290,6 +304,35 @@ static void remember_files(struct entry *e, const json_t *files)
 
 static void probe_next(struct catalogue *c);
 
+static bool wants_probe(const struct entry *e)
+{
+    return !list_is_empty(&e->turn);
+}
+
+static void want_probe(struct entry *e)
+{
+    if (!wants_probe(e))
+        list_append(&e->catalogue->to_probe, &e->turn);
+}
+
+/* Nothing was learnt about the file: there was no process to read it. */
+static void probe_later(struct entry *e, const char *why)
+{
+    struct catalogue *c = e->catalogue;
+
+    log_warn("handlers cannot be checked now", "err=" LOG_Q, why);
+    want_probe(e);
+    ev_timer_set(&c->probe_later, PROBE_AGAIN_S, 0);
+    ev_timer_start(c->host->loop, &c->probe_later);
+}
+
+static void on_later(struct ev_loop *loop, ev_timer *w, int events)
+{
+    (void)loop;
+    (void)events;
+    probe_next(w->data);
+}
+
 static void become_candidate(struct entry *e, const json_t *bundle)
 {
     struct err err;
@@ -303,7 +346,7 @@ static void become_candidate(struct entry *e, const json_t *bundle)
         return;
     }
     drop_candidate(e);
-    e->candidate = v;
+    set_candidate(e, v);
     supervisor_load(e->catalogue->host->supervisor, &v->bundle);
 }
 
@@ -316,8 +359,12 @@ static void on_probed(void *arg, const json_t *answer, const struct err *err)
 
     e->probe = NULL;
     c->probing--;
-    if (!e->is_there || e->wants_probe) {
+    if (!e->is_there || wants_probe(e)) {
         probe_next(c); /* the file went, or changed again meanwhile */
+        return;
+    }
+    if (!bundle && err->kind == ERR_RETRIABLE) {
+        probe_later(e, err->msg);
         return;
     }
     if (!bundle) {
@@ -339,21 +386,29 @@ static void on_probed(void *arg, const json_t *answer, const struct err *err)
     probe_next(c);
 }
 
+static void probe(struct entry *e)
+{
+    struct host *h = e->catalogue->host;
+    json_t *request = probe_handler_request(&h->settings, e->name);
+
+    list_remove(&e->turn);
+    e->stamp = stamp_of(e);
+    e->catalogue->probing++;
+    e->probe = probe_start(h->loop, request, PROBE_TIMEOUT_MS, on_probed, e);
+    json_decref(request);
+}
+
 static void probe_next(struct catalogue *c)
 {
-    for (struct entry *e = c->entries; e && c->probing < PROBES_MAX;
-         e = e->next) {
-        json_t *request;
+    if (ev_is_active(&c->probe_later))
+        return;
+    list_foreach_safe(item, &c->to_probe) {
+        struct entry *e = CONTAINER_OF(item, struct entry, turn);
 
-        if (!e->wants_probe || e->probe)
-            continue;
-        e->wants_probe = false;
-        e->stamp = stamp_of(e);
-        request = probe_handler_request(&c->host->settings, e->name);
-        c->probing++;
-        e->probe =
-            probe_start(c->host->loop, request, PROBE_TIMEOUT_MS, on_probed, e);
-        json_decref(request);
+        if (c->probing == PROBES_MAX)
+            return;
+        if (!e->probe)
+            probe(e);
     }
 }
 
@@ -447,7 +502,7 @@ void catalogue_scan(struct catalogue *c, const char *force)
         else if (!e->files || stamp_of(e) != e->stamp ||
                  (force &&
                   (strcmp(force, "*") == 0 || strcmp(force, e->name) == 0)))
-            e->wants_probe = true;
+            want_probe(e);
     }
     c->was_scanned = true;
     probe_next(c);
@@ -468,7 +523,7 @@ static void switch_over(struct entry *e)
     bool was_gone = e->handler->is_removed;
 
     e->running = v;
-    e->candidate = NULL;
+    set_candidate(e, NULL);
     pipeline_switch(h->pipeline, e->handler, v->spec, v->bundle.vm);
     v->spec = NULL;
     log_info("handler loaded", "handler=%s version=%s former=%s", e->name,
@@ -493,22 +548,27 @@ static void switch_over(struct entry *e)
 bool catalogue_loaded(struct catalogue *c, uint32_t vm, bool ok,
                       struct slice text)
 {
-    for (struct entry *e = c->entries; e; e = e->next) {
-        if (e->running && e->running->bundle.vm == vm)
-            return false;
-        if (!e->candidate || e->candidate->bundle.vm != vm || ok)
-            continue;
-        char *reason = xstrndup(text.ptr, text.len);
+    struct entry *e = c->entries;
+    char *reason;
 
-        refuse(e, reason);
-        free(reason);
-        drop_candidate(e);
-    }
+    while (e && (!e->running || e->running->bundle.vm != vm) &&
+           (!e->candidate || e->candidate->bundle.vm != vm))
+        e = e->next;
+    if (e && e->running && e->running->bundle.vm == vm)
+        return false;
+    if (!e || ok)
+        return true;
+    reason = xstrndup(text.ptr, text.len);
+    refuse(e, reason);
+    free(reason);
+    drop_candidate(e);
     return true;
 }
 
 void catalogue_turn(struct catalogue *c)
 {
+    if (c->candidates == 0)
+        return;
     for (struct entry *e = c->entries; e; e = e->next)
         if (e->candidate &&
             supervisor_has_loaded(c->host->supervisor, e->candidate->bundle.vm))
@@ -517,12 +577,7 @@ void catalogue_turn(struct catalogue *c)
 
 bool catalogue_is_ready(const struct catalogue *c)
 {
-    if (!c->was_scanned || c->probing > 0)
-        return false;
-    for (const struct entry *e = c->entries; e; e = e->next)
-        if (e->candidate || e->probe || e->wants_probe)
-            return false;
-    return true;
+    return catalogue_probed(c) && c->candidates == 0;
 }
 
 size_t catalogue_bundles(const struct catalogue *c,
@@ -553,11 +608,7 @@ bool catalogue_knows(const struct catalogue *c, const char *name)
 
 bool catalogue_probed(const struct catalogue *c)
 {
-    bool all = c->was_scanned && c->probing == 0;
-
-    for (const struct entry *e = c->entries; e; e = e->next)
-        all = all && !e->probe && !e->wants_probe;
-    return all;
+    return c->was_scanned && c->probing == 0 && list_is_empty(&c->to_probe);
 }
 
 /* --- new, free, show ------------------------------------------------------------------------ */
@@ -570,6 +621,9 @@ struct catalogue *catalogue_new(struct host *h)
                                    h->settings.templates_path};
 
     c->host = h;
+    list_init(&c->to_probe);
+    ev_timer_init(&c->probe_later, on_later, 0, 0);
+    c->probe_later.data = c;
     if (h->settings.reload_watch)
         c->watch = watch_new(h->loop, folders, 3, on_files_changed, c);
     return c;
@@ -580,6 +634,7 @@ void catalogue_free(struct catalogue *c)
     if (!c)
         return;
     watch_free(c->watch);
+    ev_timer_stop(c->host->loop, &c->probe_later);
     while (c->entries) {
         struct entry *e = c->entries;
 
@@ -603,7 +658,7 @@ static const char *state_of(const struct entry *e)
     if (!e->is_there)
         return "absent";
     if (!e->running)
-        return e->candidate || e->probe || e->wants_probe ? "loading"
+        return e->candidate || e->probe || wants_probe(e) ? "loading"
                                                           : "refused";
     return e->handler->is_held ? "held" : "running";
 }

@@ -36,7 +36,7 @@ struct worker {
     struct list queue; /* of parcels: the ring was full, or deliveries wait */
     int64_t started_us, start_again_us, delay_us, idle_since_us;
     int64_t killed_for_us; /* hard limit: how long it had been silent */
-    uint32_t *loaded;      /* vms that this process has */
+    uint32_t *loaded;      /* vms that this process has, ascending */
     uint32_t *asked;       /* and those it was sent, not answered, in order */
     size_t n_loaded, n_asked;
 };

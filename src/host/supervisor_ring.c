@@ -101,6 +101,24 @@ static void vm_add(uint32_t **vms, size_t *n, uint32_t vm)
     (*vms)[(*n)++] = vm;
 }
 
+/* Binary search needs them ascending, as they mostly come. */
+static void vm_sort_in(uint32_t **vms, size_t *n, uint32_t vm)
+{
+    size_t at;
+
+    vm_add(vms, n, vm);
+    for (at = *n - 1; at > 0 && (*vms)[at - 1] > vm; at--)
+        (*vms)[at] = (*vms)[at - 1];
+    (*vms)[at] = vm;
+}
+
+static int compare_vms(const void *a, const void *b)
+{
+    const uint32_t *x = a, *y = b;
+
+    return (*x > *y) - (*x < *y);
+}
+
 /* The others keep their order; false when it is not there. */
 static bool vm_remove(uint32_t *vms, size_t *n, uint32_t vm)
 {
@@ -149,10 +167,8 @@ void worker_load_all(struct worker *w)
 
 bool worker_has_loaded(const struct worker *w, uint32_t vm)
 {
-    for (size_t i = 0; i < w->n_loaded; i++)
-        if (w->loaded[i] == vm)
-            return true;
-    return false;
+    return w->n_loaded > 0 && bsearch(&vm, w->loaded, w->n_loaded, sizeof(vm),
+                                      compare_vms) != NULL;
 }
 
 /* --- reading -------------------------------------------------------------------- */
@@ -165,7 +181,7 @@ static bool on_loaded(struct worker *w, uint32_t vm, bool ok, struct slice text)
     if (!vm_remove(w->asked, &w->n_asked, vm))
         return false;
     if (ok)
-        vm_add(&w->loaded, &w->n_loaded, vm);
+        vm_sort_in(&w->loaded, &w->n_loaded, vm);
     if (w->loading > 0)
         w->loading--;
     if (!catalogue_loaded(w->host->catalogue, vm, ok, text) && !ok) {
