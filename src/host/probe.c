@@ -3,6 +3,7 @@
 #include "base/buf.h"
 #include "base/mem.h"
 #include "base/settings.h"
+#include "host/probe_server.h"
 
 #include <errno.h>
 #include <ev.h>
@@ -11,21 +12,26 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define ANSWER_MAX ((size_t)64 << 20)
+#define TRIES_MAX  3 /* when the server dies under it */
+
+enum fate { CHILD_LIVES, CHILD_ENDED, CHILD_FAILED, CHILD_LOST };
 
 struct probe {
     struct ev_loop *loop;
     probe_fn *done;
     void *arg;
-    pid_t pid;   /* 0: it has ended and is waited for */
-    int status;  /* then: how */
-    int in, out; /* our ends: its standard input and output */
+    struct spawned child;
+    enum fate fate;
+    int status;      /* of ENDED */
+    struct err err;  /* of FAILED */
+    int in, out;     /* our ends: its standard input and output */
+    bool has_closed; /* its output: all is there */
+    int tries;
     ev_io writing, reading;
-    ev_child child;
     ev_timer timeout;
     char *request;
     size_t sent, len;
@@ -45,81 +51,22 @@ const char *self_path(void)
     return path;
 }
 
-/* In the child, after fork: only what is safe there. */
-static void become_probe(int in, int out)
-{
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    dup2(in, STDIN_FILENO);
-    dup2(out, STDOUT_FILENO);
-    signal(SIGPIPE, SIG_DFL);
-    execl(self_path(), "moontide", "probe", (char *)NULL);
-    _exit(127);
-}
-
-static bool spawn(struct probe *p, struct err *err)
-{
-    int in[2], out[2];
-
-    if (pipe2(in, O_CLOEXEC) != 0)
-        return err_set(err, ERR_RETRIABLE, "pipe: %s", strerror(errno));
-    if (pipe2(out, O_CLOEXEC) != 0) {
-        close(in[0]);
-        close(in[1]);
-        return err_set(err, ERR_RETRIABLE, "pipe: %s", strerror(errno));
-    }
-    self_path();
-    p->pid = fork();
-    if (p->pid == 0)
-        become_probe(in[0], out[1]);
-    close(in[0]);
-    close(out[1]);
-    p->in = in[1];
-    p->out = out[0];
-    if (p->pid < 0)
-        return err_set(err, ERR_RETRIABLE, "fork: %s", strerror(errno));
-    fcntl(p->in, F_SETFL, O_NONBLOCK);
-    fcntl(p->out, F_SETFL, O_NONBLOCK);
-    return true;
-}
-
-static void wait_for_end(struct probe *p)
-{
-    while (p->pid > 0 && waitpid(p->pid, &p->status, 0) < 0 && errno == EINTR)
-        continue;
-    p->pid = 0;
-}
-
-/* The default loop waits for every child: it may be first. */
-static void on_child(struct ev_loop *loop, ev_child *child, int events)
-{
-    struct probe *p = child->data;
-
-    (void)events;
-    ev_child_stop(loop, child);
-    p->status = child->rstatus;
-    p->pid = 0;
-}
-
-/* Kill when needed, and always wait: no zombie is left. */
-static void end_process(struct probe *p)
-{
-    if (p->pid > 0)
-        kill(p->pid, SIGKILL);
-    wait_for_end(p);
-}
-
-static void probe_free(struct probe *p)
+static void close_pipes(struct probe *p)
 {
     ev_io_stop(p->loop, &p->writing);
     ev_io_stop(p->loop, &p->reading);
-    ev_timer_stop(p->loop, &p->timeout);
-    if (ev_is_default_loop(p->loop))
-        ev_child_stop(p->loop, &p->child);
-    end_process(p);
     if (p->in >= 0)
         close(p->in);
     if (p->out >= 0)
         close(p->out);
+    p->in = p->out = -1;
+}
+
+static void probe_free(struct probe *p)
+{
+    probe_server_kill(&p->child);
+    close_pipes(p);
+    ev_timer_stop(p->loop, &p->timeout);
     buf_fini(&p->answer);
     free(p->request);
     free(p);
@@ -140,53 +87,135 @@ static void finish(struct probe *p, const json_t *answer, struct err *err)
     done(arg, answer, err);
 }
 
-/* The process closed its output: all is there. */
+static void fail(struct probe *p, enum err_kind kind, const char *text)
+{
+    struct err err;
+
+    err_set(&err, kind, "%s", text);
+    finish(p, NULL, &err);
+}
+
+/* Its output is all there, but no answer. */
+static void fail_with_status(struct probe *p)
+{
+    bool was_killed = WIFSIGNALED(p->status);
+    char text[80];
+
+    snprintf(text, sizeof(text), "the checking process %s %d",
+             was_killed ? "was killed by signal" : "exited with",
+             was_killed ? WTERMSIG(p->status) : WEXITSTATUS(p->status));
+    fail(p, ERR_PERMANENT, text);
+}
+
+static void finish_with(struct probe *p, json_t *answer)
+{
+    const char *text = json_string_value(json_object_get(answer, "error"));
+
+    if (json_is_true(json_object_get(answer, "ok")))
+        finish(p, answer, NULL);
+    else
+        fail(p, ERR_PERMANENT, text ? text : "no reason given");
+    json_decref(answer);
+}
+
+/* It closed its output. Without an answer its end says why, which may come a
+ * moment later. */
 static void conclude(struct probe *p)
 {
-    struct err err = {0};
     json_t *answer = json_loadb(p->answer.ptr ? p->answer.ptr : "",
                                 p->answer.len, JSON_ALLOW_NUL, NULL);
 
-    if (!answer) {
-        wait_for_end(p); /* it may need a moment; its exit says why */
-        err_set(&err, ERR_PERMANENT, "the checking process %s %d",
-                WIFSIGNALED(p->status) ? "was killed by signal" : "exited with",
-                WIFSIGNALED(p->status) ? WTERMSIG(p->status)
-                                       : WEXITSTATUS(p->status));
-    } else if (!json_is_true(json_object_get(answer, "ok"))) {
-        const char *text = json_string_value(json_object_get(answer, "error"));
+    if (answer)
+        finish_with(p, answer);
+    else if (p->fate == CHILD_ENDED)
+        fail_with_status(p);
+}
 
-        err_set(&err, ERR_PERMANENT, "%s", text ? text : "no reason given");
+static void begin(struct probe *p);
+
+static void begin_again(struct probe *p)
+{
+    close_pipes(p);
+    if (p->tries == TRIES_MAX)
+        fail(p, ERR_RETRIABLE, "the process that forks the checking ones died");
+    else
+        begin(p);
+}
+
+static void look(struct probe *p)
+{
+    struct err err = p->err; /* `p` goes before it is told */
+
+    if (p->fate == CHILD_FAILED)
         finish(p, NULL, &err);
-        json_decref(answer);
-        return;
+    else if (p->fate == CHILD_LOST)
+        begin_again(p);
+    else if (p->has_closed)
+        conclude(p);
+}
+
+/* False when it ended all. */
+static bool read_some(struct probe *p)
+{
+    ssize_t n = read(p->out, buf_reserve(&p->answer, 65536), 65536);
+
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return true;
+    if (n > 0 && p->answer.len < ANSWER_MAX) {
+        p->answer.len += (size_t)n;
+        return true;
     }
-    finish(p, answer, answer ? NULL : &err);
-    json_decref(answer);
+    if (n > 0) {
+        fail(p, ERR_PERMANENT, "the checking process said too much");
+        return false;
+    }
+    p->has_closed = true;
+    ev_io_stop(p->loop, &p->reading);
+    return true;
 }
 
 static void on_readable(struct ev_loop *loop, ev_io *w, int events)
 {
     struct probe *p = w->data;
-    struct err err;
-    ssize_t n;
 
     (void)loop;
-    (void)events;
-    n = read(p->out, buf_reserve(&p->answer, 65536), 65536);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+    if ((events & EV_READ) && !read_some(p))
         return;
-    if (n > 0 && p->answer.len < ANSWER_MAX) {
-        p->answer.len += (size_t)n;
-        return;
-    }
-    if (n > 0) {
-        err_set(&err, ERR_PERMANENT, "the checking process said too much");
-        finish(p, NULL, &err);
-        return;
-    }
-    conclude(p);
+    look(p);
 }
+
+/* --- the child's fate --------------------------------------------------------------- */
+
+/* Possibly told in another loop: acted on in ours. */
+static void note(struct probe *p, enum fate fate)
+{
+    p->fate = fate;
+    ev_feed_event(p->loop, &p->reading, EV_CUSTOM);
+}
+
+static void on_ended(struct spawned *s, int status)
+{
+    struct probe *p = CONTAINER_OF(s, struct probe, child);
+
+    p->status = status;
+    note(p, CHILD_ENDED);
+}
+
+static void on_failed(struct spawned *s, int code)
+{
+    struct probe *p = CONTAINER_OF(s, struct probe, child);
+
+    err_set(&p->err, ERR_RETRIABLE, "cannot start the checking process: %s",
+            strerror(code));
+    note(p, CHILD_FAILED);
+}
+
+static void on_lost(struct spawned *s)
+{
+    note(CONTAINER_OF(s, struct probe, child), CHILD_LOST);
+}
+
+/* --- asking ------------------------------------------------------------------------- */
 
 static void close_input(struct probe *p)
 {
@@ -214,64 +243,96 @@ static void on_writable(struct ev_loop *loop, ev_io *w, int events)
 static void on_timeout(struct ev_loop *loop, ev_timer *w, int events)
 {
     struct probe *p = w->data;
-    struct err err;
+    char text[80];
 
     (void)loop;
     (void)events;
-    err_set(&err, ERR_PERMANENT,
-            "loading did not end within %lld ms (an endless loop?)",
-            (long long)p->timeout_ms);
-    finish(p, NULL, &err);
+    snprintf(text, sizeof(text),
+             "loading did not end within %lld ms (an endless loop?)",
+             (long long)p->timeout_ms);
+    fail(p, ERR_PERMANENT, text);
 }
 
-/* The child could not be made: tell it later, as promised. */
-static void on_failed(struct ev_loop *loop, ev_timer *w, int events)
+/* Theirs first: what the child gets. */
+static bool make_pipes(int in[2], int out[2], struct err *err)
 {
-    struct probe *p = w->data;
-    struct err err;
-
-    (void)loop;
-    (void)events;
-    err_set(&err, ERR_RETRIABLE, "cannot start the checking process");
-    finish(p, NULL, &err);
+    if (pipe2(in, O_CLOEXEC) != 0)
+        return err_set(err, ERR_RETRIABLE, "pipe: %s", strerror(errno));
+    if (pipe2(out, O_CLOEXEC) == 0)
+        return true;
+    err_set(err, ERR_RETRIABLE, "pipe: %s", strerror(errno));
+    close(in[0]);
+    close(in[1]);
+    return false;
 }
 
-static void watch_process(struct probe *p)
+static bool spawn(struct probe *p, struct err *err)
 {
+    int in[2], out[2];
+    bool ok;
+
+    if (!make_pipes(in, out, err))
+        return false;
+    ok = probe_server_spawn(&p->child, in[0], out[1], err);
+    close(in[0]);
+    close(out[1]);
+    p->in = in[1];
+    p->out = out[0];
+    fcntl(p->in, F_SETFL, O_NONBLOCK);
+    fcntl(p->out, F_SETFL, O_NONBLOCK);
+    return ok;
+}
+
+static void begin(struct probe *p)
+{
+    p->tries++;
+    p->fate = CHILD_LIVES;
+    p->has_closed = false;
+    p->sent = 0;
+    buf_fini(&p->answer);
+    if (!spawn(p, &p->err)) {
+        err_wrap(&p->err, "cannot start the checking process");
+        note(p, CHILD_FAILED);
+        return;
+    }
     ev_io_set(&p->writing, p->in, EV_WRITE);
     ev_io_set(&p->reading, p->out, EV_READ);
     ev_io_start(p->loop, &p->writing);
     ev_io_start(p->loop, &p->reading);
-    if (!ev_is_default_loop(p->loop))
-        return;
-    ev_child_set(&p->child, p->pid, 0);
-    ev_child_start(p->loop, &p->child);
+}
+
+/* The server is heard in the first loop that asks; probe_wait() lends it to
+ * its own. */
+static void hear_server_in(struct ev_loop *loop)
+{
+    struct ev_loop *former = probe_server_listen(loop);
+
+    if (former)
+        probe_server_listen(former);
 }
 
 struct probe *probe_start(struct ev_loop *loop, const json_t *request,
                           int64_t timeout_ms, probe_fn *done, void *arg)
 {
     struct probe *p = xcalloc(1, sizeof(*p));
-    struct err err;
 
     p->loop = loop;
     p->done = done;
     p->arg = arg;
     p->in = p->out = -1;
+    p->child = (struct spawned){
+        .ended = on_ended, .failed = on_failed, .lost = on_lost};
+    list_init(&p->child.link);
     p->timeout_ms = timeout_ms;
     p->request = json_dumps(request, JSON_COMPACT);
     p->len = strlen(p->request);
     ev_init(&p->writing, on_writable);
     ev_init(&p->reading, on_readable);
-    ev_init(&p->child, on_child);
-    p->writing.data = p->reading.data = p->timeout.data = p->child.data = p;
-    if (!spawn(p, &err)) {
-        ev_timer_init(&p->timeout, on_failed, 0, 0);
-    } else {
-        ev_timer_init(&p->timeout, on_timeout, (double)timeout_ms / 1e3, 0);
-        watch_process(p);
-    }
+    ev_timer_init(&p->timeout, on_timeout, (double)timeout_ms / 1e3, 0);
+    p->writing.data = p->reading.data = p->timeout.data = p;
     ev_timer_start(loop, &p->timeout);
+    hear_server_in(loop);
+    begin(p);
     return p;
 }
 
@@ -312,12 +373,14 @@ static void on_answer(void *arg, const json_t *answer, const struct err *err)
 json_t *probe_wait(const json_t *request, int64_t timeout_ms, struct err *err)
 {
     struct ev_loop *loop = ev_loop_new(EVFLAG_AUTO | EVFLAG_NOENV);
+    struct ev_loop *former = probe_server_listen(loop);
     struct waiting w = {.err = err};
 
     signal(SIGPIPE, SIG_IGN);
     probe_start(loop, request, timeout_ms, on_answer, &w);
     while (!w.is_done)
         ev_run(loop, EVRUN_ONCE);
+    probe_server_listen(former);
     ev_loop_destroy(loop);
     return w.answer;
 }

@@ -3,7 +3,8 @@
  * one JSON request on its standard input and answers one JSON. It reads
  * configuration and handler files, so the host itself never runs Lua. It is
  * killed when it takes too long: a file with an endless loop is an error like
- * any other.
+ * any other. Each request has a process of its own, forked by the probe server
+ * (probe_server.h); when that dies, its requests are asked again.
  */
 #ifndef MT_HOST_PROBE_H
 #define MT_HOST_PROBE_H
@@ -17,10 +18,12 @@ struct ev_loop;
 struct probe;
 
 /* `answer` is borrowed; NULL when the process failed, died or was killed. An
- * answer {"ok":false,"error":…} comes as an error, too. */
+ * answer {"ok":false,"error":…} comes as an error, too. ERR_RETRIABLE: nothing
+ * was learnt about the file. */
 typedef void probe_fn(void *arg, const json_t *answer, const struct err *err);
 
-/* The callback comes once, later, unless probe_cancel() was called before. */
+/* The callback comes once, later, unless probe_cancel() was called before. One
+ * loop of a process may do this, and it lives as long as the process. */
 struct probe *probe_start(struct ev_loop *loop, const json_t *request,
                           int64_t timeout_ms, probe_fn *done, void *arg);
 void probe_cancel(struct probe *p);

@@ -2,7 +2,7 @@
  * `moontide probe`: one JSON request on stdin, one JSON answer on stdout. It is
  * the only process that reads Lua files; what it reads becomes a bundle, so
  * that workers need no disk. A file that hangs or crashes takes only this
- * process with it.
+ * process with it. With --serve it forks one of these for each request.
  */
 #include "worker/probe.h"
 
@@ -11,11 +11,14 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "worker/bundle.h"
+#include "worker/own_code.h"
+#include "worker/probe_server.h"
 #include "worker/unit.h"
 #include "worker/watchdog.h"
 #include "worker/worker.h"
 
 #include <ev.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -301,52 +304,106 @@ static void write_answer(json_t *answer, const struct err *err)
     json_decref(answer);
 }
 
+struct serving {
+    json_t *request;
+    struct runtime rt;
+};
+
+/* Tidying up, of libcrypto above all, would take as long as the request. Only
+ * sanitizers want it: one looks for leaks, one waits for our other thread. */
+static void leave(void)
+{
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    _exit(0);
+#endif
+}
+
 static void *lua_thread(void *arg)
 {
-    json_t *request = arg, *answer = NULL, *settings;
-    struct ev_loop *loop = ev_loop_new(EVFLAG_AUTO);
+    struct serving *s = arg;
     struct err err = {0};
-    struct runtime rt;
-    struct watchdog *wd;
 
-    settings = json_object_get(request, "settings");
-    settings = settings ? json_incref(settings) : json_object();
-    runtime_init(&rt, loop, settings);
-    json_decref(settings);
-    wd = watchdog_new(&rt, 0);
-    if (watchdog_start(wd, &err))
-        answer = answer_to(&rt, request, &err);
-    write_answer(answer, &err);
-    runtime_fini(&rt);
-    watchdog_free(wd);
-    ev_loop_destroy(loop);
+    write_answer(answer_to(&s->rt, s->request, &err), &err);
+    leave();
+    watchdog_stop_only(s->rt.watchdog);
     return NULL;
+}
+
+/* As in a worker: the main thread is the watchdog. */
+static bool run(struct serving *s)
+{
+    struct watchdog *wd = watchdog_new(&s->rt, 0);
+    pthread_attr_t attr;
+    pthread_t thread;
+    bool ok;
+
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, LUA_STACK_BYTES);
+    ok = pthread_create(&thread, &attr, lua_thread, s) == 0;
+    pthread_attr_destroy(&attr);
+    if (ok) {
+        watchdog_run(wd);
+        pthread_join(thread, NULL);
+    }
+    runtime_fini(&s->rt);
+    watchdog_free(wd);
+    return ok;
+}
+
+/* One request, from stdin to stdout. */
+static int serve_one(void)
+{
+    struct err err = {0};
+    struct serving s = {.request = read_request(&err)};
+    json_t *settings = json_object_get(s.request, "settings");
+    struct ev_loop *loop;
+    bool ok;
+
+    if (!s.request) {
+        write_answer(NULL, &err);
+        return 1;
+    }
+    loop = ev_loop_new(EVFLAG_AUTO);
+    settings = settings ? json_incref(settings) : json_object();
+    runtime_init(&s.rt, loop, settings);
+    json_decref(settings);
+    ok = run(&s);
+    ev_loop_destroy(loop);
+    json_decref(s.request);
+    return ok ? 0 : 1;
+}
+
+/* What each child would do anew, and none of it by chance: see the promise in
+ * probe_server.h. */
+static void warm_up(void)
+{
+    char hex[SHA256_HEX_SIZE];
+    struct doc_parser *parser = doc_parser_new();
+    struct doc doc = {0};
+    struct err err;
+
+    digest_sha256(slice_of(""), hex);
+    (void)!doc_parse(parser, &doc, slice_of("{}"), false, &err);
+    doc_fini(&doc);
+    doc_parser_free(parser);
+    own_code_compile();
+}
+
+static bool is_child_of_server(void)
+{
+    warm_up();
+    return probe_serve();
 }
 
 int probe_main(int argc, char **argv)
 {
     struct rlimit none = {0, 0};
-    struct err err = {0};
-    json_t *request;
-    pthread_attr_t attr;
-    pthread_t thread;
 
-    (void)argc;
-    (void)argv;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     setrlimit(RLIMIT_CORE, &none);
+    mallopt(M_ARENA_MAX, 1); /* all work is one thread's */
     log_init(LOG_WARN, LOG_HUMAN, "probe");
-    request = read_request(&err);
-    if (!request) {
-        write_answer(NULL, &err);
-        return 1;
-    }
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, LUA_STACK_BYTES);
-    if (pthread_create(&thread, &attr, lua_thread, request) != 0)
-        return 1;
-    pthread_attr_destroy(&attr);
-    pthread_join(thread, NULL);
-    json_decref(request);
-    return 0;
+    if (argc > 1 && strcmp(argv[1], "--serve") == 0 && !is_child_of_server())
+        return 0;
+    return serve_one();
 }

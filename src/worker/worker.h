@@ -3,7 +3,8 @@
  * survive it. Started by the host as
  *     moontide worker --fds MEM,WAKE_WORKER,WAKE_HOST,CONFIG
  * and the probe, a short-lived process that reads configuration and handler
- * files: `moontide probe`, one JSON request on stdin, one JSON answer on stdout.
+ * files: `moontide probe`, one JSON request on stdin, one JSON answer on stdout;
+ * `moontide probe --serve` forks one for each request of the host.
  */
 #ifndef MT_WORKER_WORKER_H
 #define MT_WORKER_WORKER_H

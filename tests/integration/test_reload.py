@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from scenes import (assert_once_and_in_order, count, make_rng, make_seen, recorder, sized,
-                    wait_count)
+                    wait_count, wait_gone)
 from servers import ROOT, wait_for
 
 KEYS = 50
@@ -174,27 +174,71 @@ def test_handlers_go_on_while_their_folder_cannot_be_read(database, make_host):
     wait_at_work(host, database, "2")
 
 
-def probe_pids(host):
+def children_of(pid):
     found = []
-    for task in Path(f"/proc/{host.process.pid}/task").glob("*/children"):
-        for pid in task.read_text().split():
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"probe" in argv:
-                found.append(int(pid))
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [int(child) for child in task.read_text().split()]
     return found
+
+
+def probe_server(host):
+    """The process that forks those that check; None while there is none."""
+    for pid in children_of(host.process.pid):
+        if b"--serve" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            return pid
+    return None
+
+
+def probe_pids(host):
+    server = probe_server(host)
+    return children_of(server) if server else []
 
 
 def test_the_signal_that_ended_a_check_is_named(database, make_host):
     host = make_host(settings=on_outbox(database, workers={"count": 1, "soft_limit": "120s"}),
                      handlers={"recorder": recorder(version="1")}).start()
+    server = probe_server(host)
     host.handler("crasher", "while true do end")
     pid = host.wait(lambda: probe_pids(host), 10, "the check")[0]
     host.process.send_signal(signal.SIGSTOP)  # so that it sees the end and its signal at once
     os.kill(pid, signal.SIGSEGV)
-    host.wait(lambda: ") Z " in Path(f"/proc/{pid}/stat").read_text(), 10, "it ends")
+    wait_gone([pid])
     host.process.send_signal(signal.SIGCONT)
     host.wait(lambda: host.log_lines("handler refused"), 10, "refused")
     assert "was killed by signal 11" in host.log_lines("handler refused")[0]["err"]
+    assert probe_server(host) == server
+
+
+def test_a_check_whose_server_is_killed_is_made_again(database, make_host):
+    make_seen(database)
+    host = make_host(settings=on_outbox(database),
+                     handlers={"recorder": recorder(version="1")}).start()
+    publish_and_wait(host, database, 0, "1")
+    for n in range(2, 7):
+        server = probe_server(host)
+        os.kill(server, signal.SIGSTOP)  # so that it dies with the request unread
+        host.handler("recorder", recorder(version=str(n)))
+        os.kill(server, signal.SIGKILL)
+        wait_at_work(host, database, str(n))
+    host.handler("looping", "while true do end")  # the check takes a second
+    host.wait(lambda: probe_pids(host), 10, "the check")
+    server, checks = probe_server(host), probe_pids(host)
+    os.kill(server, signal.SIGKILL)
+    wait_gone([server, *checks])
+    host.wait(lambda: "soft time limit" in version_of(host, "looping").get("refused", ""), 10,
+              "checked again")
+    assert host.stop() == 0
+
+
+def test_no_check_outlives_its_host(database, make_host):
+    for end in ("kill", "stop"):
+        host = make_host(settings=on_outbox(database),
+                         handlers={"recorder": recorder(version="1")}).start()
+        host.handler("looping", "while true do end")
+        host.wait(lambda: probe_pids(host), 10, "the check")
+        pids = [probe_server(host), *probe_pids(host)]
+        getattr(host, end)()
+        wait_gone(pids)
 
 
 # Busy until its limit, in every worker at once, as long as nobody ends it.
