@@ -79,9 +79,11 @@ def resident_mib(pid):
 
 
 def run_json(program, *args):
-    """One of the C programs; it prints one line of JSON."""
-    done = subprocess.run([str(BUILD / "bench" / program), *(str(a) for a in args)],
-                          capture_output=True, text=True)
+    """One of the C programs, or the path of another; it prints one line of JSON
+    and ends with us."""
+    done = subprocess.run(["setpriv", "--pdeathsig", "KILL", str(BUILD / "bench" / program),
+                           *(str(a) for a in args)],
+                          capture_output=True, text=True, timeout=600)
     if done.returncode != 0:
         raise RuntimeError(f"{program} {args}: {done.stdout}{done.stderr}")
     return json.loads(done.stdout)
@@ -188,18 +190,45 @@ class Host(Server):
         }
 
 
+# --- the outbox -----------------------------------------------------------------
+
+FILL_OUTBOX = """
+insert into domain_events (aggregate_id, aggregate_type, event_type, event_version, event_data,
+                           metadata, occurred_at)
+select 'o-' || n %% 100000, 'Order',
+       (array['order.created', 'order.paid', 'order.payment_failed', 'order.shipped'])[1 + n %% 4],
+       1,
+       jsonb_build_object('number', 'R-' || n, 'customer', jsonb_build_object('name', md5(n::text),
+                          'email', md5(n::text) || '@example.com'),
+                          'total', n %% 100000 / 100.0, 'currency', 'USD',
+                          'items', jsonb_build_array(jsonb_build_object('sku', 'A-' || n %% 1000,
+                          'name', md5((n * 7)::text), 'quantity', n %% 9, 'price', n %% 200)),
+                          'note', repeat(md5((n * 3)::text), 5 + n %% 4)),
+       jsonb_build_object('actorId', 'u-' || n %% 997, 'correlationId', 'c-' || n), now()
+from generate_series(%s, %s) n"""
+
+
+def fill_outbox(server, database, events, a_transaction=100_000):
+    """Events 1 to `events`, so many in each transaction."""
+    for start in range(1, events + 1, a_transaction):
+        server.query(FILL_OUTBOX, (start, min(events, start + a_transaction - 1)), database)
+    server.query("vacuum analyze domain_events", database=database)
+
+
 # --- running and telling ----------------------------------------------------------
 
 class Bench:
     """Folder, arguments and results of one benchmark."""
 
-    def __init__(self, name, what):
+    def __init__(self, name, what, pairs=5, options=lambda parser: None):
         self.name = name
         parser = argparse.ArgumentParser(prog=f"./dev bench {name}", description=what)
         parser.add_argument("--out", help="write the results there, as JSON")
-        parser.add_argument("--pairs", type=int, default=5, help="pairs after the warm-up (5)")
+        parser.add_argument("--pairs", type=int, default=pairs,
+                            help=f"pairs after the warm-up ({pairs})")
         parser.add_argument("--scale", type=float, default=1.0,
                             help="a part of the events, for a first look (1)")
+        options(parser)
         self.args = parser.parse_args()
         self.folder = Path(tempfile.mkdtemp(prefix=f"moontide-bench-{name}-", dir="/tmp"))
         self.folder.chmod(0o755)
@@ -274,7 +303,7 @@ class Bench:
                           "target": target})
 
     def tell(self):
-        width = max(len(row["what"]) for row in self.rows)
+        width = max((len(row["what"]) for row in self.rows), default=0)
         for row in self.rows:
             figures = " ".join(f"{shown(row[k]):>12}" for k in ("median", "min", "max"))
             print(f"  {row['what']:<{width}} {figures}  {row['unit']:<10} {row['target']}")

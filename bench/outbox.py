@@ -1,27 +1,6 @@
 """An outbox table to its end, against a bare keyset SELECT of the same columns."""
 
-from common import HANDLERS, Bench, Host
-
-FILL = """
-insert into domain_events (aggregate_id, aggregate_type, event_type, event_version, event_data,
-                           metadata, occurred_at)
-select 'o-' || n %% 100000, 'Order',
-       (array['order.created', 'order.paid', 'order.payment_failed', 'order.shipped'])[1 + n %% 4],
-       1,
-       jsonb_build_object('number', 'R-' || n, 'customer', jsonb_build_object('name', md5(n::text),
-                          'email', md5(n::text) || '@example.com'),
-                          'total', n %% 100000 / 100.0, 'currency', 'USD',
-                          'items', jsonb_build_array(jsonb_build_object('sku', 'A-' || n %% 1000,
-                          'name', md5((n * 7)::text), 'quantity', n %% 9, 'price', n %% 200)),
-                          'note', repeat(md5((n * 3)::text), 5 + n %% 4)),
-       jsonb_build_object('actorId', 'u-' || n %% 997, 'correlationId', 'c-' || n), now()
-from generate_series(%s, %s) n"""
-
-
-def fill(server, events):
-    for start in range(1, events + 1, 100_000):
-        server.query(FILL, (start, min(events, start + 99_999)), database="bench")
-    server.query("vacuum analyze domain_events", database="bench")
+from common import HANDLERS, Bench, Host, fill_outbox
 
 
 def wal(server):
@@ -35,7 +14,7 @@ def main():
         server.query("create database bench")
         url = server.url("bench")
         Host(bench.folder / "setup", {}, database=url).cli("migrate", "up", "--ids", "text")
-        fill(server, events)
+        fill_outbox(server, "bench", events)
 
         def ours(i):
             host = Host(bench.folder / f"host{i}", {f"three{i}": HANDLERS["three"]}, database=url)
