@@ -119,13 +119,14 @@ class Slot:
                 self.events]
 
     def committed(self):
-        """Debezium lets the slot pass a transaction only when it has begun a later one:
-        the last two may still be there."""
+        """Debezium lets the slot pass a transaction when a later one has come, so that
+        the last one is still there."""
         left = self.query("""select count(*) from pg_logical_slot_peek_binary_changes(%s, null,
             null, 'proto_version', '1', 'publication_names', 'peers')
             where get_byte(data, 0) = ascii('I')""", (self.slot,))[0][0]
         self.query("select pg_drop_replication_slot(%s)", (self.slot,))
-        return self.events if left <= 2 * Outboxes.A_TRANSACTION else self.events - left
+        last = (self.events - 1) % Outboxes.A_TRANSACTION + 1
+        return self.events - left + last
 
 
 class OwnTable:
@@ -179,14 +180,14 @@ class Queue(OwnTable):
 
 KAFKA = {
     "franz-go": (Group, go, "franz-go", 2_000_000),
-    "watermill-kafka": (Group, go, "watermill-kafka", 500_000),
+    "watermill-kafka": (Group, go, "watermill-kafka", 1_000_000),
     "kafkajs": (Group, node, "kafkajs.js", 1_000_000),
-    "confluent-kafka": (Group, python, "confluent.py", 1_000_000),
+    "confluent-kafka": (Group, python, "confluent.py", 2_000_000),
 }
 OUTBOX = {
     "debezium": (Slot, java, "Debezium", 200_000),
     "watermill-sql": (WatermillTable, go, "watermill-sql", 200_000),
-    "pg-boss": (Queue, node, "pgboss.js", 100_000),
+    "pg-boss": (Queue, node, "pgboss.js", 200_000),
 }
 
 

@@ -15,6 +15,7 @@ import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
 import java.util.Properties;
+import java.util.concurrent.CountDownLatch;
 import org.apache.kafka.connect.data.Struct;
 import org.apache.kafka.connect.source.SourceRecord;
 
@@ -40,6 +41,7 @@ public final class Debezium
     private static final OperatingSystemMXBean PROCESS =
             (OperatingSystemMXBean) ManagementFactory.getOperatingSystemMXBean();
 
+    private final CountDownLatch stop = new CountDownLatch(1);
     private final long events;
     private long handled, start, cpu; // ns
 
@@ -64,6 +66,7 @@ public final class Debezium
         handled += batch.size();
         if (handled >= events) {
             print();
+            stop.countDown();
         }
     }
 
@@ -82,7 +85,7 @@ public final class Debezium
         }
     }
 
-    /** The offsets are committed, in its file and in the slot: so it may end at once. */
+    /** Called when the offsets have been committed, in its file and to the slot. */
     private void print() {
         double seconds = (System.nanoTime() - start) / 1e9;
         double cpuUs = (PROCESS.getProcessCpuTime() - cpu) / 1e3 / handled;
@@ -90,7 +93,6 @@ public final class Debezium
         System.out.printf(
                 "{\"events\": %d, \"seconds\": %.6f, \"cpu_us\": %.4f, \"peak_mib\": %.1f}%n",
                 handled, seconds, cpuUs, peakKib() / 1024.0);
-        Runtime.getRuntime().halt(0);
     }
 
     private static long peakKib() {
@@ -130,16 +132,22 @@ public final class Debezium
         return settings;
     }
 
-    public static void main(String[] args) {
-        DebeziumEngine.create(ChangeEventFormat.of(Connect.class))
+    public static void main(String[] args) throws Exception {
+        var peer = new Debezium(Long.parseLong(args[4]));
+        var engine = DebeziumEngine.create(ChangeEventFormat.of(Connect.class))
                 .using(settings(args[0], args[1], args[2], args[3]))
                 .using(OffsetCommitPolicy.always())
                 .using((success, message, error) -> {
-                    System.err.println(message + " " + error);
-                    Runtime.getRuntime().halt(1);
+                    if (!success) {
+                        System.err.println(message + " " + error);
+                        System.exit(1);
+                    }
                 })
-                .notifying(new Debezium(Long.parseLong(args[4])))
-                .build()
-                .run();
+                .notifying(peer)
+                .build();
+
+        new Thread(engine).start();
+        peer.stop.await();
+        engine.close();
     }
 }
