@@ -31,15 +31,20 @@ local function aggregate_version_of(event)
   return type(version) ~= "string" and version or nil
 end
 
---- What was not changed is encoded byte for byte as it came.
+--- A table is written as JSON by itself, byte for byte as it came; what is none
+--- has to be told that it is.
+local function json_of(value)
+  if type(value) == "table" then return value end
+  if value == nil then return "null" end
+  return json.encode(value)
+end
+
 local function row_of(event)
   local metadata = event.metadata or {}
-  local payload = event.payload
-  if payload == nil then payload = json.null end
   return {
     event.id, event.type, version_of(event), event.aggregate_type or "", event.aggregate_id or "",
     aggregate_version_of(event), event.occurred_at, metadata.actorId, metadata.correlationId,
-    place_of(event.source), json.encode(payload), json.encode(metadata),
+    place_of(event.source), json_of(event.payload), json_of(metadata),
   }
 end
 

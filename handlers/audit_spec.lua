@@ -22,7 +22,14 @@ describe("audit", function()
     assert.equal("e-1", row[1])
     assert.equal("order.paid", row[2])
     assert.equal("ann", row[8])
-    assert.equal('{"total":"59.90"}', row[11])
+    assert.equal("59.90", row[11].total)
+  end)
+
+  it("says of what is no table that it is JSON", function()
+    for text, payload in pairs { ['"text"'] = "text", ["7.5"] = 7.5, ["true"] = true } do
+      local row = rows_of(audit:run(testing.event("A", { payload = payload })))[1]
+      assert.equal(text, row[11])
+    end
   end)
 
   it("writes a batch in one statement, in order", function()

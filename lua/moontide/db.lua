@@ -157,6 +157,23 @@ function Tx:copy(name, columns, rows)
 end
 
 
+--- Internal: a first statement that is not waited for; what follows fails when
+--- it did.
+function Tx:enter(sql, ...)
+  self.has_entered = true
+  return self.session:enter(sql, ...)
+end
+
+
+--- Internal: the error of enter(), or nil; with `wait` once it must be known.
+function Tx:refused(wait)
+  if not self.has_entered then return nil end
+  if wait then self.session:query("SELECT 1") end
+  local _, err = self.session:entered()
+  return err
+end
+
+
 --- The error of the first failed statement, or nil.
 function Tx:failed()
   return self.first_error

@@ -1,8 +1,10 @@
 --- How deliveries run: verdicts, what a run's end means, transactions, batches.
 --
--- C calls serve() in a coroutine; it takes one delivery after the other. A
--- delivery in a transaction is wrapped into one here, and a batch is tried as
--- a whole and halved where it fails, until the event that fails is alone.
+-- C calls serve() in a coroutine; it takes one delivery after the other. A batch
+-- is tried as a whole and halved where it fails, until the event that fails is
+-- alone. Deliveries in a transaction share one (a batch of handle's runs) when
+-- SQL is all that the handler may do; else each has its own, for what left the
+-- database would be done again when another one failed.
 
 local host = ...
 
@@ -183,7 +185,8 @@ end
 
 local function in_transaction(handle)
   return function(event, context)
-    local id, source, partition, epoch = host.place()
+    local id = host.place()
+    local source, partition, epoch = host.fence()
     local tx, err = host.db_tx.begin()
     if not tx then return of_db(err) end
     local is_new, verdict = enter(tx, id)
@@ -219,15 +222,15 @@ Batch.__index = Batch
 
 -- Later ones of a lane that failed go back unrun.
 function Batch:finish(i, v, is_duplicate)
-  if self.broken[self.places[i].lane] then v = new("back") end
+  if self.broken[self.lanes[i]] then v = new("back") end
   settle(i, v, is_duplicate)
-  if not keeps(v) then self.broken[self.places[i].lane] = true end
+  if not keeps(v) then self.broken[self.lanes[i]] = true end
 end
 
 function Batch:without_broken(list)
   local rest = {}
   for _, i in ipairs(list) do
-    if self.broken[self.places[i].lane] then
+    if self.broken[self.lanes[i]] then
       settle(i, new("back"))
     else
       rest[#rest + 1] = i
@@ -236,26 +239,45 @@ function Batch:without_broken(list)
   return rest
 end
 
+-- The rows of the inbox go in before the handler's statements, in one of two
+-- ways. Carefully: it is waited for which of them are new, and the handler sees
+-- only those. Confidently, where all that a handler may do is SQL in its
+-- transaction: they are sent and not waited for; one that is there fails the
+-- transaction, nothing has happened then, and it is tried again carefully.
 local INBOX_MANY = "INSERT INTO event_inbox (handler, event_id) SELECT $1, id "
-  .. "FROM unnest($2::text[]) AS id ORDER BY id ON CONFLICT DO NOTHING RETURNING event_id"
+  .. "FROM unnest($2::text[]) AS id ORDER BY id"
+local INBOX_NEW = INBOX_MANY .. " ON CONFLICT DO NOTHING RETURNING event_id"
 
--- The events of `list` that are new, and the others; nil, verdict when the
--- database does not say.
-function Batch:enter(tx, list)
-  if host.mode() == "test" then return list, {} end
+local UNIQUE_VIOLATION = "23505"
+
+function Batch:ids(list)
   local ids = {}
-  for n, i in ipairs(list) do ids[n] = self.places[i].id end
-  local rows, err = tx:query(INBOX_MANY, host.handler, host.require("db").array(ids, "text"))
+  for n, i in ipairs(list) do ids[n] = self.event_ids[i] end
+  return host.require("db").array(ids, "text")
+end
+
+function Batch:enter_carefully(tx, list)
+  local rows, err = tx:query(INBOX_NEW, host.handler, self:ids(list))
   if not rows then return nil, of_inbox(err) end
   local new_ids, fresh, known = {}, {}, {}
   for _, row in ipairs(rows) do new_ids[row.event_id] = true end
   for _, i in ipairs(list) do
-    local id = self.places[i].id
+    local id = self.event_ids[i]
     local to = new_ids[id] and fresh or known
     new_ids[id] = nil -- the same id twice in one batch
     to[#to + 1] = i
   end
   return fresh, known
+end
+
+-- The events of `list` to run, and those known as done; nil, verdict when the
+-- database does not say.
+function Batch:enter(tx, list)
+  if host.mode() == "test" then return list, {} end
+  if self.is_careful then return self:enter_carefully(tx, list) end
+  local ok, err = tx:enter(INBOX_MANY, host.handler, self:ids(list))
+  if not ok then return nil, of_db(err) end
+  return list, {}
 end
 
 -- The verdicts of `list` by index, from what handle_batch returned.
@@ -279,8 +301,8 @@ local function spread(value, list, is_made)
   return verdicts
 end
 
--- Run the handler over `list`: verdicts by index, or nil and the failure.
-function Batch:run(list)
+-- Run handle_batch over `list`: verdicts by index, or nil and the failure.
+function Batch:run_together(list)
   local events = {}
   for n, i in ipairs(list) do events[n] = self.events[i] end
   host.forget_verdicts()
@@ -292,16 +314,45 @@ function Batch:run(list)
   return spread(value, list, host.made_verdict())
 end
 
+-- Run handle for each of `list`, up to the first that does not keep: its place
+-- in the list comes third.
+function Batch:run_each(list, tx)
+  local verdicts = {}
+  for n, i in ipairs(list) do
+    host.current(i)
+    local ok, value = xpcall(self.handle, trace, self.events[i], self.context)
+    local v = value
+    if ok then v = judge(value, host.made_verdict()) end
+    if keeps(v) and tx:failed() then v = of_db(tx:failed()) end
+    host.current(nil)
+    if not keeps(v) then return nil, v, n end
+    verdicts[i] = v
+  end
+  return verdicts
+end
+
+-- Both, with ctx.tx.
+function Batch:run_in(tx, list)
+  if #list == 0 then return {} end
+  host.set_tx(tx:shown())
+  local verdicts, failure, at
+  if self.is_each then
+    verdicts, failure, at = self:run_each(list, tx)
+  else
+    verdicts, failure = self:run_together(list)
+  end
+  host.set_tx(nil)
+  return verdicts, failure, at
+end
+
 function Batch:fences(list)
   local sources, partitions, epochs, seen = {}, {}, {}, {}
   for _, i in ipairs(list) do
-    local p = self.places[i]
-    local key = p.source .. "/" .. p.partition
-    if not seen[key] then
-      seen[key] = true
-      sources[#sources + 1] = p.source
-      partitions[#partitions + 1] = p.partition
-      epochs[#epochs + 1] = p.epoch
+    local partition = self.partitions[i]
+    if not seen[partition] then
+      seen[partition] = true
+      local n = #sources + 1
+      sources[n], partitions[n], epochs[n] = host.fence(i)
     end
   end
   return sources, partitions, epochs
@@ -325,8 +376,16 @@ function Batch:halve(list, failure)
   self:attempt({ unpack(list, mid + 1) })
 end
 
+-- It is known which one failed: those before it are well by themselves, those
+-- behind it have not run.
+function Batch:split(list, at, failure)
+  self:attempt({ unpack(list, 1, at - 1) })
+  self:finish(list[at], failure)
+  self:attempt({ unpack(list, at + 1) })
+end
+
 function Batch:attempt_plain(list)
-  local verdicts, failure = self:run(list)
+  local verdicts, failure = self:run_together(list)
   if not verdicts then return self:halve(list, failure) end
   for _, i in ipairs(list) do self:finish(i, verdicts[i]) end
 end
@@ -345,6 +404,38 @@ function Batch:again_without(list, verdicts)
   return self:attempt(rest)
 end
 
+function Batch:settle_known(list)
+  for _, i in ipairs(list) do self:finish(i, nil, true) end
+end
+
+-- The inbox knows some of them, or somebody else is at them right now.
+function Batch:again_carefully(list, err)
+  if err.code ~= UNIQUE_VIOLATION then return self:settle_all(list, of_inbox(err)) end
+  self.is_careful = true
+  return self:attempt(list)
+end
+
+-- serialization_failure, deadlock_detected, lock_not_available
+local CONTENTION = { ["40001"] = true, ["40P01"] = true, [LOCK_NOT_AVAILABLE] = true }
+
+-- Two transactions that hold rows of several deliveries may wait for each other
+-- where those of one delivery would not: nobody's fault, and not done again.
+function Batch:part(list)
+  host.stop_sharing()
+  for _, i in ipairs(list) do self:attempt({ i }) end
+end
+
+-- What to do with `list` when its transaction must not commit; nil when it may.
+local function objection(tx, list, verdicts, failure, at)
+  local refused = tx:refused(not verdicts)
+  if refused then return "again_carefully", list, refused end
+  if at and #list > 1 and CONTENTION[failure.code] then return "part", list end
+  if at then return "split", list, at, failure end
+  if verdicts and not all_keep(verdicts, list) then return "again_without", list, verdicts end
+  if verdicts and tx:failed() then verdicts, failure = nil, of_db(tx:failed()) end
+  if not verdicts then return "halve", list, failure end
+end
+
 function Batch:attempt_in_transaction(list)
   local tx, err = host.db_tx.begin()
   if not tx then return self:settle_all(list, of_db(err)) end
@@ -353,28 +444,21 @@ function Batch:attempt_in_transaction(list)
     tx:rollback()
     return self:settle_all(list, known)
   end
-  local verdicts, failure = {}, nil
-  if #fresh > 0 then
-    host.set_tx(tx:shown())
-    verdicts, failure = self:run(fresh)
-    host.set_tx(nil)
-  end
-  if verdicts and all_keep(verdicts, fresh) and tx:failed() then
-    verdicts, failure = nil, of_db(tx:failed())
-  end
-  if not verdicts then
+  local verdicts, failure, at = self:run_in(tx, fresh)
+  local method, a, b, c = objection(tx, fresh, verdicts, failure, at)
+  if method then
     tx:rollback()
-    return self:halve(list, failure)
-  end
-  if not all_keep(verdicts, fresh) then
-    tx:rollback()
-    return self:again_without(list, verdicts)
+    self:settle_known(known)
+    return self[method](self, a, b, c)
   end
   local ok, commit_err = tx:commit_fenced(host.handler, self:fences(list))
-  if not ok then return self:settle_all(list, of_db(commit_err)) end
-  local is_known = {}
-  for _, i in ipairs(known) do is_known[i] = true end
-  for _, i in ipairs(list) do self:finish(i, verdicts[i], is_known[i]) end
+  if not ok then
+    local refused = tx:refused()
+    if refused then return self:again_carefully(list, refused) end
+    return self:settle_all(list, of_db(commit_err))
+  end
+  self:settle_known(known)
+  for _, i in ipairs(fresh) do self:finish(i, verdicts[i]) end
 end
 
 function Batch:attempt(list)
@@ -385,12 +469,15 @@ function Batch:attempt(list)
 end
 
 function M.run_batch(events, context, handle)
-  local self = setmetatable({ events = events, context = context, handle = handle, places = {},
-                              broken = {}, is_transaction = host.is_transaction }, Batch)
+  local self = setmetatable({
+    events = events, context = context, handle = handle, broken = {},
+    event_ids = {}, lanes = {}, partitions = {},
+    is_transaction = host.is_transaction, is_each = host.is_grouped,
+    is_careful = host.mode() ~= "perform" or not host.is_sql_only,
+  }, Batch)
   local list = {}
   for i = 1, #events do
-    local id, source, partition, epoch, lane = host.place(i)
-    self.places[i] = { id = id, source = source, partition = partition, epoch = epoch, lane = lane }
+    self.event_ids[i], self.lanes[i], self.partitions[i] = host.place(i)
     list[i] = i
   end
   self:attempt(list)
@@ -406,7 +493,9 @@ function M.adopt(handler)
   end
   if host.is_transaction then host.require "db" end
   local handle = functions.handle_batch or functions.handle
-  if host.is_transaction and not functions.handle_batch then handle = in_transaction(handle) end
+  if host.is_transaction and not functions.handle_batch and not host.is_grouped then
+    handle = in_transaction(handle)
+  end
   return handle, functions
 end
 

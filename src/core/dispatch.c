@@ -58,7 +58,7 @@ static bool can_send(const struct lane *lane)
 
 static bool handler_is_full(const struct handler *h)
 {
-    return h->vm == 0 || h->inflight >= HANDLER_INFLIGHT_MAX ||
+    return h->vm == 0 || h->inflight >= h->inflight_max ||
            h->inflight_cost >= HANDLER_INFLIGHT_COST;
 }
 
@@ -100,9 +100,8 @@ void lane_wake(struct pipeline *pl, struct lane *lane)
  * whose turn is over by then does not count. */
 void handler_unblock(struct pipeline *pl, struct handler *h)
 {
-    uint32_t room = h->inflight < HANDLER_INFLIGHT_MAX
-                        ? HANDLER_INFLIGHT_MAX - h->inflight
-                        : 0;
+    uint32_t room =
+        h->inflight < h->inflight_max ? h->inflight_max - h->inflight : 0;
 
     if (h->inflight > 0 && room > 2)
         room = 2; /* a verdict made room for one; the tick sees to the rest */

@@ -16,8 +16,11 @@
 enum ordering { ORDER_KEY, ORDER_PARTITION, ORDER_NONE };
 
 /* Deliveries of one handler with workers at once: enough to keep every ring
- * busy, little enough that a slow handler does not fill the workers' heaps. */
+ * busy, little enough that a slow handler does not fill the workers' heaps. One
+ * with batches has two that run and one to come, as far as slots go. */
 #define HANDLER_INFLIGHT_MAX  1024
+#define HANDLER_BATCHES       3
+#define HANDLER_INFLIGHT_MOST 3072
 #define HANDLER_INFLIGHT_COST (4 << 20)
 
 struct key_path {
@@ -34,6 +37,7 @@ struct handler_spec {
     size_t n_keys;
     int concurrency;
     struct retry_policy retry;
+    int batch_max; /* 0: no batches */
     bool is_transactional;
     int64_t start; /* POSITION_EARLIEST, POSITION_LATEST ("now"), or µs */
 };
@@ -51,7 +55,7 @@ struct handler {
     int64_t first_strike_us; /* of the last ones, see dispatch.c */
     int strikes;
 
-    uint32_t inflight;
+    uint32_t inflight, inflight_max;
     size_t inflight_cost;
     struct list blocked; /* lanes that wait for inflight to fall or for a vm */
 

@@ -143,6 +143,15 @@ size_t pipeline_handlers(const struct pipeline *pl,
     return pl->n_handlers;
 }
 
+static uint32_t inflight_max(const struct handler_spec *spec)
+{
+    uint32_t most = (uint32_t)spec->batch_max * HANDLER_BATCHES;
+
+    if (most > HANDLER_INFLIGHT_MOST)
+        return HANDLER_INFLIGHT_MOST;
+    return most > HANDLER_INFLIGHT_MAX ? most : HANDLER_INFLIGHT_MAX;
+}
+
 void pipeline_switch(struct pipeline *pl, struct handler *h,
                      struct handler_spec *spec, uint32_t vm)
 {
@@ -153,6 +162,7 @@ void pipeline_switch(struct pipeline *pl, struct handler *h,
     h->is_removed = false;
     h->quarantined_until_us = 0; /* other code: judged afresh */
     h->strikes = 0;
+    h->inflight_max = inflight_max(spec);
     router_set(pl->router, pl->handlers, pl->n_handlers);
     handler_unblock(pl, h);
 }

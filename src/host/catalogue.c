@@ -141,6 +141,7 @@ static struct handler_spec *spec_of(const json_t *decl, const char *hash,
         .cap_ms = number_of(retry, "cap_ms", 300000),
         .jitter = strcmp(text_of(retry, "jitter"), "none") != 0,
     };
+    spec->batch_max = (int)number_of(json_object_get(decl, "batch"), "max", 0);
     spec->is_transactional = json_is_true(json_object_get(decl, "transaction"));
     spec->subscribes =
         xcalloc(json_array_size(json_object_get(decl, "subscribes")) + 1,

@@ -41,6 +41,8 @@ struct session {
     bool orphan; /* Lua has no handle to it yet */
     bool transaction, begun;
     int64_t limit_ms; /* of a statement */
+    bool enter_failed;
+    struct err enter_err;
 };
 
 /* What Lua holds of it. */
@@ -62,7 +64,7 @@ struct op {
     enum want want;
     bool dropped;
     struct db_params params;
-    struct buf rows;
+    struct buf rows, raw;
     struct runtime *rt;
     bool transaction;
     const struct pg_result *res;
@@ -74,6 +76,7 @@ static void op_free(struct op *op)
 {
     db_params_fini(&op->params);
     buf_fini(&op->rows);
+    buf_fini(&op->raw);
     pg_result_unref(op->res);
     free(op);
 }
@@ -151,6 +154,13 @@ static int push_op(lua_State *L, void *arg)
     return 1;
 }
 
+/* The statements after one that failed only say that one has. */
+static void blame_first(struct op *op)
+{
+    if (op->failed && op->session && op->session->enter_failed)
+        op->err = op->session->enter_err;
+}
+
 static void keep_answer(struct op *op, const struct pg_result *res,
                         const struct err *err)
 {
@@ -163,6 +173,7 @@ static void keep_answer(struct op *op, const struct pg_result *res,
         op->failed = !err_code(&op->err, ERR_RETRIABLE, "25P02",
                                "the transaction was rolled back: a statement"
                                " in it had failed");
+    blame_first(op);
 }
 
 static void on_result(void *arg, const struct pg_result *res,
@@ -295,6 +306,50 @@ static int l_exec(lua_State *L)
     return run_statement(L, WANT_COUNT);
 }
 
+static void on_entered(void *arg, const struct pg_result *res,
+                       const struct err *err)
+{
+    struct session *s = arg;
+
+    (void)res;
+    s->enter_failed = err != NULL;
+    if (err)
+        s->enter_err = *err;
+}
+
+/* session:enter(sql, …): sent with BEGIN and not waited for. When it fails so
+ * does all that follows, with its error, and entered() tells. → true | nil, err
+ * of the parameters */
+static int l_enter(lua_State *L)
+{
+    struct session *s = check_session(L);
+    const char *sql = luaL_checkstring(L, 2);
+    struct op *op = op_new(L, s, WANT_COUNT); /* owns what is read */
+
+    if (!db_params_read(L, 3, &op->params, &op->err))
+        return op_refuse(L, op);
+    pg_pipeline_begin(s->conn);
+    queue_begin(s);
+    pg_pipeline_queue(s->conn, sql, op->params.n, op->params.list, on_entered,
+                      s);
+    pg_pipeline_sync(s->conn, NULL, NULL);
+    task_disown(&op->owned);
+    op_free(op);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+/* session:entered() → true | nil, err: as far as is known by now. */
+static int l_entered(lua_State *L)
+{
+    const struct session *s = session_at(L);
+
+    if (s->enter_failed)
+        return push_db_err(L, &s->enter_err);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
 static bool read_rows(lua_State *L, int rows, int columns, struct op *op)
 {
     int n = (int)lua_objlen(L, rows);
@@ -305,7 +360,8 @@ static bool read_rows(lua_State *L, int rows, int columns, struct op *op)
         lua_rawgeti(L, rows, i);
         if (!lua_istable(L, -1))
             return err_set(&op->err, ERR_PERMANENT, "row %d is no table", i);
-        ok = db_copy_row(L, lua_gettop(L), columns, &op->rows, &op->err);
+        ok = db_copy_row(L, lua_gettop(L), columns, &op->rows, &op->raw,
+                         &op->err);
         lua_pop(L, 1);
         if (!ok)
             return err_wrap(&op->err, "row %d", i);
@@ -485,8 +541,9 @@ static int l_array_mark(lua_State *L)
 static void make_session_type(lua_State *L)
 {
     static const luaL_Reg methods[] = {
-        {"query", l_query},   {"exec", l_exec},       {"copy", l_copy},
-        {"commit", l_commit}, {"release", l_release}, {NULL, NULL},
+        {"query", l_query},     {"exec", l_exec},       {"copy", l_copy},
+        {"enter", l_enter},     {"entered", l_entered}, {"commit", l_commit},
+        {"release", l_release}, {NULL, NULL},
     };
 
     luaL_newmetatable(L, SESSION);

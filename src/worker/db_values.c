@@ -1,6 +1,7 @@
 #include "worker/db_values.h"
 
 #include "base/clock.h"
+#include "base/find.h"
 #include "base/mem.h"
 #include "worker/vm.h"
 
@@ -48,8 +49,15 @@ static void add_digits(struct buf *out, double n)
     buf_add_text(out, text);
 }
 
+static void add_whole(struct buf *out, int64_t n)
+{
+    char text[24];
+
+    buf_add(out, text, (size_t)snprintf(text, sizeof(text), "%" PRId64, n));
+}
+
 /* A bigint takes no exponent. */
-#define MAX_WHOLE 9.3e18
+#define MAX_WHOLE 9.2e18
 
 static void add_number(struct buf *out, double n)
 {
@@ -58,7 +66,7 @@ static void add_number(struct buf *out, double n)
     else if (isinf(n))
         buf_add_text(out, n > 0 ? "Infinity" : "-Infinity");
     else if (n == floor(n) && fabs(n) < MAX_WHOLE)
-        buf_printf(out, "%.0f", n);
+        add_whole(out, (int64_t)n);
     else
         add_digits(out, n);
 }
@@ -77,18 +85,22 @@ static bool is_array(lua_State *L, int index)
     return same;
 }
 
+static bool check_text(struct slice text, struct err *err)
+{
+    return !memchr(text.ptr, '\0', text.len) ||
+           err_code(err, ERR_PERMANENT, "22021",
+                    "a text with a zero byte is none for PostgreSQL");
+}
+
 static enum value_kind add_text(lua_State *L, int index, struct buf *out,
                                 struct err *err)
 {
-    size_t len;
-    const char *text = lua_tolstring(L, index, &len);
+    struct slice text;
 
-    if (memchr(text, '\0', len)) {
-        err_code(err, ERR_PERMANENT, "22021",
-                 "a text with a zero byte is none for PostgreSQL");
+    text.ptr = lua_tolstring(L, index, &text.len);
+    if (!check_text(text, err))
         return VALUE_BAD;
-    }
-    buf_add(out, text, len);
+    buf_add(out, text.ptr, text.len);
     return VALUE_TEXT;
 }
 
@@ -100,7 +112,7 @@ static enum value_kind add_other(lua_State *L, int index, struct buf *out,
     if (vm_is_null(L, index))
         return VALUE_NULL;
     if (vm_to_int64(L, index, &whole)) {
-        buf_printf(out, "%" PRId64, whole);
+        add_whole(out, whole);
         return VALUE_TEXT;
     }
     if (!vm_encode(L, index, out, err)) {
@@ -128,23 +140,26 @@ static enum value_kind add_value(lua_State *L, int index, struct buf *out,
 
 /* One element of an array literal, quoted whatever it is. */
 static bool add_element(lua_State *L, int index, struct buf *out,
-                        struct err *err)
+                        struct buf *raw, struct err *err)
 {
-    struct buf raw = {0};
-    enum value_kind kind = add_value(L, index, &raw, err);
+    enum value_kind kind;
+    char *to;
 
+    buf_clear(raw);
+    kind = add_value(L, index, raw, err);
     if (kind == VALUE_NULL)
         buf_add_text(out, "NULL");
     if (kind == VALUE_TEXT || kind == VALUE_JSON) {
-        buf_add_char(out, '"');
-        for (size_t i = 0; i < raw.len; i++) {
-            if (raw.ptr[i] == '"' || raw.ptr[i] == '\\')
-                buf_add_char(out, '\\');
-            buf_add_char(out, raw.ptr[i]);
+        to = buf_reserve(out, 2 * raw->len + 2);
+        *to++ = '"';
+        for (size_t i = 0; i < raw->len; i++) {
+            if (raw->ptr[i] == '"' || raw->ptr[i] == '\\')
+                *to++ = '\\';
+            *to++ = raw->ptr[i];
         }
-        buf_add_char(out, '"');
+        *to++ = '"';
+        out->len = (size_t)(to - out->ptr);
     }
-    buf_fini(&raw);
     return kind != VALUE_BAD;
 }
 
@@ -152,6 +167,7 @@ static bool add_element(lua_State *L, int index, struct buf *out,
 static bool add_array(lua_State *L, int index, struct buf *out, uint32_t *type,
                       struct err *err)
 {
+    struct buf raw = {0};
     bool ok = true;
     int n;
 
@@ -165,9 +181,10 @@ static bool add_array(lua_State *L, int index, struct buf *out, uint32_t *type,
         if (i > 1)
             buf_add_char(out, ',');
         lua_rawgeti(L, -1, i);
-        ok = add_element(L, lua_gettop(L), out, err);
+        ok = add_element(L, lua_gettop(L), out, &raw, err);
         lua_pop(L, 1);
     }
+    buf_fini(&raw);
     buf_add_char(out, '}');
     lua_pop(L, 3);
     return ok;
@@ -222,17 +239,27 @@ void db_params_fini(struct db_params *params)
     *params = (struct db_params){0};
 }
 
-/* Backslash escapes of COPY's text format. */
+/* Backslash escapes of COPY's text format, by the byte. */
+static const char escapes[256] = {
+    ['\\'] = '\\', ['\t'] = 't', ['\n'] = 'n', ['\r'] = 'r'};
+
 static void add_escaped(struct buf *out, const char *text, size_t len)
 {
-    for (size_t i = 0; i < len; i++) {
-        switch (text[i]) {
-        case '\\': buf_add_text(out, "\\\\"); break;
-        case '\t': buf_add_text(out, "\\t"); break;
-        case '\n': buf_add_text(out, "\\n"); break;
-        case '\r': buf_add_text(out, "\\r"); break;
-        default: buf_add_char(out, text[i]);
+    const char *end = text + len;
+
+    while (text < end) {
+        const char *next = find_control_or(text, end, '\\');
+
+        buf_add(out, text, (size_t)(next - text));
+        if (next < end) {
+            char escape = escapes[(unsigned char)*next];
+
+            if (escape)
+                buf_add_char(out, '\\');
+            buf_add_char(out, escape ? escape : *next);
+            next++;
         }
+        text = next;
     }
 }
 
@@ -240,8 +267,16 @@ static bool add_field(lua_State *L, int index, struct buf *out, struct buf *raw,
                       struct err *err)
 {
     enum value_kind kind = VALUE_TEXT;
+    struct slice text;
     uint32_t type;
 
+    if (lua_type(L, index) == LUA_TSTRING) { /* without a copy on the way */
+        text.ptr = lua_tolstring(L, index, &text.len);
+        if (!check_text(text, err))
+            return false;
+        add_escaped(out, text.ptr, text.len);
+        return true;
+    }
     buf_clear(raw);
     if (is_array(L, index)) {
         if (!add_array(L, index, raw, &type, err))
@@ -257,21 +292,19 @@ static bool add_field(lua_State *L, int index, struct buf *out, struct buf *raw,
 }
 
 bool db_copy_row(lua_State *L, int row, int columns, struct buf *out,
-                 struct err *err)
+                 struct buf *raw, struct err *err)
 {
-    struct buf raw = {0};
     bool ok = true;
 
     for (int i = 1; ok && i <= columns; i++) {
         if (i > 1)
             buf_add_char(out, '\t');
         lua_rawgeti(L, row, i);
-        ok = add_field(L, lua_gettop(L), out, &raw, err) ||
+        ok = add_field(L, lua_gettop(L), out, raw, err) ||
              err_wrap(err, "column %d", i);
         lua_pop(L, 1);
     }
     buf_add_char(out, '\n');
-    buf_fini(&raw);
     return ok;
 }
 

@@ -34,9 +34,10 @@ bool db_params_read(struct lua_State *L, int first, struct db_params *params,
                     struct err *err) MUST_CHECK;
 void db_params_fini(struct db_params *params);
 
-/* One row of COPY's text format from the table at `row`. */
+/* One row of COPY's text format from the table at `row`. `raw` is for work, and
+ * may be the same for all rows. May raise for lack of memory. */
 bool db_copy_row(struct lua_State *L, int row, int columns, struct buf *out,
-                 struct err *err) MUST_CHECK;
+                 struct buf *raw, struct err *err) MUST_CHECK;
 
 /* All rows as a table of tables by column name. [-0, +1], may raise. */
 void db_push_rows(struct lua_State *L, const struct pg_result *res);

@@ -2,6 +2,7 @@
  * Finding nodes in a document's text. The text was validated by the parser, so
  * skipping needs no checks beyond strings and brackets.
  */
+#include "base/find.h"
 #include "worker/doc.h"
 
 static bool is_space(char c)
@@ -16,42 +17,27 @@ static const char *skip_space(const char *at, const char *end)
     return at;
 }
 
-/* Is the quote at `quote` part of a string that began after `start`? */
-static bool is_escaped(const char *start, const char *quote)
-{
-    const char *at = quote;
-
-    while (at > start && at[-1] == '\\')
-        at--;
-    return (quote - at) % 2 == 1;
-}
-
 /* `at` is on the opening quote; returns what follows the closing one. */
 static const char *skip_string(const char *at, const char *end)
 {
-    const char *start = at + 1;
-
-    do
-        at = memchr(at + 1, '"', (size_t)(end - at - 1));
-    while (at && is_escaped(start, at));
-    return at ? at + 1 : end;
+    at = find_either(at + 1, end, '"', '\\');
+    while (at < end && *at == '\\')
+        at = end - at > 2 ? find_either(at + 2, end, '"', '\\') : end;
+    return at < end ? at + 1 : end;
 }
 
 static const char *skip_container(const char *at, const char *end)
 {
     int depth = 0;
 
-    while (at < end) {
-        char c = *at;
-
-        if (c == '"') {
+    while ((at = find_structure(at, end)) < end) {
+        if (*at == '"') {
             at = skip_string(at, end);
             continue;
         }
+        depth += *at == '{' || *at == '[' ? 1 : -1;
         at++;
-        if (c == '{' || c == '[')
-            depth++;
-        else if ((c == '}' || c == ']') && --depth == 0)
+        if (depth == 0)
             break;
     }
     return at;
@@ -113,9 +99,10 @@ struct slice doc_locate(const struct doc *doc, uint32_t node)
 {
     const char *end = doc->text.ptr + doc->text.len;
     const char *at = skip_space(doc->text.ptr, end);
-    struct slice here = {at, (size_t)(skip_value(at, end) - at)};
-    struct doc_member member = {.node = DOC_ROOT, .text = here};
+    struct doc_member member = {.node = DOC_ROOT, .text = {at, 0}};
 
+    if (node == DOC_ROOT)
+        member.text.len = (size_t)(skip_value(at, end) - at);
     while (member.node != node) {
         struct doc_iter it;
 

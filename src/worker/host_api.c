@@ -114,6 +114,19 @@ static int l_forget_verdicts(lua_State *L)
     return 0;
 }
 
+/* (i | nil): of the batch, which one runs; ctx and log are about it. */
+static int l_current(lua_State *L)
+{
+    struct task *task = vm_of(L)->task;
+    int i = lua_isnil(L, 1) ? 0 : (int)luaL_checkinteger(L, 1);
+
+    luaL_argcheck(L, i >= 0 && i <= task->batch_len, 1, "not in this batch");
+    task->event = i ? task->batch[i - 1] : NULL;
+    task->calls = 0;
+    task->verdicts = 0;
+    return 0;
+}
+
 static int l_note_duplicate(lua_State *L)
 {
     vm_of(L)->task->is_duplicate = true;
@@ -506,12 +519,15 @@ int host_open(lua_State *L)
         {"note_verdict", l_note_verdict},
         {"made_verdict", l_made_verdict},
         {"forget_verdicts", l_forget_verdicts},
+        {"current", l_current},
         {"note_duplicate", l_note_duplicate},
         {"set_tx", l_set_tx},
         {"get_tx", l_get_tx},
         {"event", l_event},
         {"place", unit_l_place},
+        {"fence", unit_l_fence},
         {"settle", unit_l_settle},
+        {"stop_sharing", unit_l_stop_sharing},
         {"idempotency_key", l_idempotency_key},
         {"effect", l_effect},
         {"effect_done", l_effect_done},
@@ -537,6 +553,10 @@ int host_open(lua_State *L)
     lua_setfield(L, -2, "version");
     lua_pushboolean(L, json_is_true(json_object_get(vm->decl, "transaction")));
     lua_setfield(L, -2, "is_transaction");
+    lua_pushboolean(L, json_object_size(vm_allow(vm)) == 0);
+    lua_setfield(L, -2, "is_sql_only");
+    lua_pushboolean(L, unit_is_grouped(vm->decl, vm->rt->mode));
+    lua_setfield(L, -2, "is_grouped");
     if (vm->builder && vm->builder->is_spec) {
         testing_open(L);
         lua_setfield(L, -2, "testing");

@@ -32,6 +32,8 @@ struct task {
     struct event *event;  /* the delivery; NULL for batches and calls */
     struct event **batch; /* events of a batch */
     int batch_len;
+    unsigned strands; /* whose deliveries are in the batch */
+    int64_t batch_began_us;
     int calls;          /* for idempotency keys */
     int verdicts;       /* made by ctx and not yet seen */
     int tx_ref;         /* ctx.tx in the registry, or LUA_NOREF */

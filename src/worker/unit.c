@@ -2,11 +2,11 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/hash.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "worker/watchdog.h"
 
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -82,7 +82,7 @@ static void deliver_outcome(struct task *task, const struct outcome *o)
     end_event(unit, ev, o, task);
 }
 
-static void undecodable(const struct event *ev, struct outcome *o)
+void outcome_undecodable(const struct event *ev, struct outcome *o)
 {
     o->verdict = VERDICT_DEAD;
     o->class = CLASS_UNDECODABLE;
@@ -109,7 +109,7 @@ int unit_l_finish(lua_State *L)
     }
     o.is_duplicate = task->is_duplicate;
     if (task->event->is_undecodable)
-        undecodable(task->event, &o);
+        outcome_undecodable(task->event, &o);
     deliver_outcome(task, &o);
     outcome_fini(&o);
     task_clean(task);
@@ -122,7 +122,7 @@ static void on_serve_end(struct task *task, struct outcome *failure)
 
     if (failure && task->event) {
         if (task->event->is_undecodable && failure->class != CLASS_LIMIT)
-            undecodable(task->event, failure);
+            outcome_undecodable(task->event, failure);
         deliver_outcome(task, failure);
     }
     if (unit->vm == task->vm && (task->vm->killed || task->vm->out_of_memory))
@@ -142,7 +142,7 @@ static void wait_in_unit(struct unit *unit, struct event *ev)
 {
     record_keep(ev->record);
     queue_event(unit, ev);
-    if (!unit->is_batched)
+    if (!unit->is_batched || unit->is_by_lane)
         lane_make(unit, ev->d.lane)->is_busy = true;
 }
 
@@ -233,7 +233,7 @@ void unit_offer(struct unit *unit, struct record *record,
     if (unit->is_batched) {
         wait_in_unit(unit, event_take(unit->rt, record, d));
         wait_for_company(unit);
-        if (unit->n_waiting >= unit->batch_now)
+        if (unit->n_ready >= unit->batch_now)
             start_waiting(unit);
         return;
     }
@@ -247,32 +247,53 @@ void unit_offer(struct unit *unit, struct record *record,
     start_serving(unit);
 }
 
-/* (i|nil) → id, source, partition, epoch, lane */
+static struct event *event_at(lua_State *L, int index)
+{
+    struct task *task = vm_of(L)->task;
+    struct event *ev = task ? task->event : NULL;
+    lua_Integer i = lua_tointeger(L, index);
+
+    if (task && i >= 1 && i <= task->batch_len)
+        ev = task->batch[i - 1];
+    if (!ev)
+        luaL_error(L, "there is no event now");
+    return ev;
+}
+
+/* Lua's numbers are whole up to here: hashes keep so many bits. */
+static void push_hash(lua_State *L, uint64_t hash)
+{
+    lua_pushnumber(L, (double)(hash & (((uint64_t)1 << 53) - 1)));
+}
+
+/* (i|nil) → id, lane, partition: the last two as numbers to compare */
 int unit_l_place(lua_State *L)
 {
-    struct vm *vm = vm_of(L);
-    struct task *task = vm->task;
-    struct event *ev = task ? task->event : NULL;
-    struct slice id, partition;
-    char lane[24];
+    struct event *ev = event_at(L, 1);
+    const struct event_msg *m = &ev->record->m;
+    struct slice id = event_fact(ev, vm_of(L)->rt, FACT_ID);
 
-    if (task && lua_isnumber(L, 1) && lua_tointeger(L, 1) >= 1 &&
-        lua_tointeger(L, 1) <= task->batch_len)
-        ev = task->batch[lua_tointeger(L, 1) - 1];
-    if (!ev)
-        return luaL_error(L, "there is no event now");
-    id = event_fact(ev, vm->rt, FACT_ID);
-    partition = ev->record->m.partition;
     if (id.ptr)
         lua_pushlstring(L, id.ptr, id.len);
     else
         lua_pushnil(L);
-    lua_pushstring(L, source_kind_name(ev->record->m.source));
-    lua_pushlstring(L, partition.ptr ? partition.ptr : "", partition.len);
+    push_hash(L, ev->d.lane);
+    push_hash(
+        L, hash_mix(hash_bytes(m->partition.ptr, m->partition.len), m->source));
+    return 3;
+}
+
+/* (i|nil) → source, partition, epoch */
+int unit_l_fence(lua_State *L)
+{
+    const struct event *ev = event_at(L, 1);
+    const struct event_msg *m = &ev->record->m;
+
+    lua_pushstring(L, source_kind_name(m->source));
+    lua_pushlstring(L, m->partition.ptr ? m->partition.ptr : "",
+                    m->partition.len);
     lua_pushnumber(L, (double)ev->d.epoch);
-    snprintf(lane, sizeof(lane), "%" PRIx64, ev->d.lane);
-    lua_pushstring(L, lane);
-    return 5;
+    return 3;
 }
 
 /* --- loading and unloading -------------------------------------------------------------------------- */

@@ -32,6 +32,10 @@ struct unit *unit_new(struct runtime *rt, uint32_t id, json_t *bundle,
 /* Nothing of it may run. */
 void unit_free(struct unit *unit);
 
+/* Do deliveries of such a handler share transactions, lane by lane? When SQL is
+ * all that it may do, and it is for real. */
+bool unit_is_grouped(const json_t *decl, enum effect_mode mode);
+
 uint32_t unit_id(const struct unit *unit);
 struct runtime *unit_runtime(const struct unit *unit);
 const char *unit_name(const struct unit *unit);
@@ -56,7 +60,8 @@ int unit_l_begin(lua_State *L);  /* → event, ctx | nothing */
 int unit_l_finish(lua_State *L); /* (verdict) */
 int unit_l_settle(lua_State *L); /* (i, kind, class, code, reason, after,
                                   *  traceback, duplicate) */
-int unit_l_place(
-    lua_State *L); /* (i|nil) → id, source, partition, epoch, lane */
+int unit_l_stop_sharing(lua_State *L);
+int unit_l_place(lua_State *L); /* (i|nil) → id, lane, partition */
+int unit_l_fence(lua_State *L); /* (i|nil) → source, partition, epoch */
 
 #endif

@@ -1,15 +1,75 @@
 /*
- * Batches: what waits is handed to the handler together, one batch of a unit at
- * a time. A batch that a limit ended is run again in smaller ones, until the
- * event that cannot be run is alone.
+ * Batches: what waits is handed to the handler together. Two may run side by
+ * side, of lanes that are not in both. A batch that a limit ended is run again
+ * in smaller ones, until the event that cannot be run is alone.
+ *
+ * Handlers whose deliveries share a transaction without a handle_batch are
+ * batches, too, but lanes keep their order as elsewhere (what waits is of
+ * different ones), and several run at a time, each with a session.
  */
 #include "worker/unit_internal.h"
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/mem.h"
 
 #include <stdlib.h>
+
+static const char component[] = "handler";
+
+#define BATCHES_AT_ONCE 2
+#define ALL_STRANDS     ((1u << BATCHES_AT_ONCE) - 1)
+
+/* By lane. What is there is spread over sessions, but not in crumbs. */
+#define SHARED_AT_ONCE 8
+#define SHARED_LEAST   8
+#define SHARED_MOST    100
+#define SHARED_US      200000 /* longer than this they hold their locks too long */
+
+/* --- strands ----------------------------------------------------------------- */
+
+/* Lanes are spread over strands; of a strand one batch runs at a time. */
+static unsigned strand_of(const struct event *ev)
+{
+    return 1u << ev->d.lane % BATCHES_AT_ONCE;
+}
+
+bool is_strand_busy(const struct unit *unit, const struct event *ev)
+{
+    return unit->busy_strands & strand_of(ev);
+}
+
+static void count_ready(struct unit *unit)
+{
+    unit->n_ready = 0;
+    list_foreach(at, &unit->waiting)
+        unit->n_ready +=
+            !is_strand_busy(unit, CONTAINER_OF(at, struct event, link));
+}
+
+/* All that are free; of plenty one, so that there is a batch to run beside. */
+static unsigned choose_strands(const struct unit *unit)
+{
+    if (unit->n_ready < unit->batch_now || unit->concurrency < BATCHES_AT_ONCE)
+        return ~unit->busy_strands & ALL_STRANDS;
+    list_foreach(at, &unit->waiting) {
+        struct event *ev = CONTAINER_OF(at, struct event, link);
+
+        if (!is_strand_busy(unit, ev))
+            return strand_of(ev);
+    }
+    UNREACHABLE();
+}
+
+static void leave_strands(struct unit *unit, struct task *task)
+{
+    unit->busy_strands &= ~task->strands;
+    task->strands = 0;
+    count_ready(unit);
+}
+
+/* --- the end of a batch -------------------------------------------------------- */
 
 static void end_batch_event(struct unit *unit, struct task *task, int i,
                             const struct outcome *o)
@@ -30,6 +90,8 @@ int unit_l_settle(lua_State *L)
                   "no such event in this batch");
     outcome_read(L, 2, &o);
     o.is_duplicate = lua_toboolean(L, 8);
+    if (task->batch[i]->is_undecodable && o.verdict != VERDICT_BACK)
+        outcome_undecodable(task->batch[i], &o);
     mark_alive(vm_of(L)->rt);
     end_batch_event(task->arg, task, i, &o);
     outcome_fini(&o);
@@ -53,6 +115,17 @@ static void run_again_smaller(struct unit *unit, struct task *task)
     }
 }
 
+static int least_of(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static bool is_slow(const struct unit *unit, const struct task *task)
+{
+    return unit->is_by_lane &&
+           unit->rt->now_us - task->batch_began_us > SHARED_US;
+}
+
 static void on_batch_end(struct task *task, struct outcome *failure)
 {
     struct unit *unit = task->arg;
@@ -69,8 +142,9 @@ static void on_batch_end(struct task *task, struct outcome *failure)
         unit->batch_now = task->batch_len / 2;
         run_again_smaller(unit, task);
     } else {
-        if (unit->batch_now < unit->batch_max)
-            unit->batch_now *= 2;
+        unit->batch_now = is_slow(unit, task)
+                              ? (task->batch_len + 1) / 2
+                              : least_of(unit->batch_now * 2, unit->batch_max);
         for (int i = 0; i < task->batch_len; i++)
             if (task->batch[i])
                 end_batch_event(unit, task, i, o);
@@ -78,7 +152,8 @@ static void on_batch_end(struct task *task, struct outcome *failure)
     outcome_fini(&bug);
     free(task->batch);
     task->batch = NULL;
-    unit->is_batch_running = false;
+    unit->n_batches--;
+    leave_strands(unit, task);
     unit->running--;
     if (unit->vm == task->vm && (task->vm->killed || task->vm->out_of_memory))
         replace_vm(unit);
@@ -100,20 +175,52 @@ static int push_batch(lua_State *L)
     return 1;
 }
 
+static int next_size(const struct unit *unit)
+{
+    int n = unit->n_ready, free = SHARED_AT_ONCE - unit->n_batches;
+
+    if (unit->is_by_lane && unit->batch_max > 1) {
+        n = (n + free - 1) / free;
+        n = least_of(n < SHARED_LEAST ? SHARED_LEAST : n, unit->n_ready);
+    }
+    return least_of(n, unit->batch_now);
+}
+
+/* In the order of arrival, but what belongs to a batch that runs. */
 static void take_batch(struct unit *unit, struct task *task)
 {
-    int n = unit->n_waiting;
+    int most = next_size(unit);
 
-    if (n > unit->batch_now)
-        n = unit->batch_now;
-    task->batch = xcalloc((size_t)n, sizeof(struct event *));
-    task->batch_len = n;
-    for (int i = 0; i < n; i++) {
-        struct event *ev = unqueue_event(unit);
+    task->batch = xcalloc((size_t)most, sizeof(struct event *));
+    if (!unit->is_by_lane)
+        task->strands = choose_strands(unit);
+    list_foreach_safe(at, &unit->waiting) {
+        struct event *ev = CONTAINER_OF(at, struct event, link);
 
+        if (task->batch_len == most)
+            break;
+        if (!unit->is_by_lane && !(task->strands & strand_of(ev)))
+            continue;
+        take_waiting(unit, ev);
         begin_event(unit, ev);
-        task->batch[i] = ev;
+        task->batch[task->batch_len++] = ev;
     }
+    unit->busy_strands |= task->strands;
+    count_ready(unit);
+}
+
+/* () : deliveries of this handler get in each other's way. */
+int unit_l_stop_sharing(lua_State *L)
+{
+    struct task *task = vm_of(L)->task;
+    struct unit *unit = task->arg;
+
+    if (unit->batch_max > 1)
+        log_info("deliveries wait for each other's rows: from now on each has a"
+                 " transaction of its own",
+                 "handler=%s", unit_name(unit));
+    unit->batch_max = unit->batch_now = 1;
+    return 0;
 }
 
 static void fail_batch(struct task *task, const char *why)
@@ -138,9 +245,9 @@ void start_batch(struct unit *unit)
     CHECK(task);
     task->arg = unit;
     task->on_end = on_batch_end;
-    unit->rt->now_us = clock_mono_us();
+    unit->rt->now_us = task->batch_began_us = clock_mono_us();
     take_batch(unit, task);
-    unit->is_batch_running = true;
+    unit->n_batches++;
     unit->running++;
     mark_running(unit->rt, task->batch[0]->d.slot + 1,
                  (uint32_t)task->batch_len);
@@ -156,12 +263,21 @@ void start_batch(struct unit *unit)
     mark_running(unit->rt, 0, 0);
 }
 
+/* Beside one that runs only a good one starts: what is little waits for it and
+ * is more then. */
 bool is_batch_due(const struct unit *unit)
 {
-    if (unit->is_batch_running || !unit->n_waiting)
-        return false;
-    return unit->n_waiting >= unit->batch_now || !unit->batch_wait_ms ||
-           !ev_is_active(&unit->batch_timer);
+    bool is_full = unit->n_ready >= unit->batch_now;
+    bool is_good = unit->n_ready >= (unit->batch_now + 1) / 2;
+
+    if (unit->is_by_lane)
+        return unit->n_ready > 0 && unit->running < unit->concurrency &&
+               (unit->n_batches < SHARED_AT_ONCE || unit->batch_max == 1);
+    if (unit->n_batches > 0)
+        return is_good && unit->n_batches < BATCHES_AT_ONCE &&
+               unit->running < unit->concurrency;
+    return unit->n_ready > 0 && (is_full || !unit->batch_wait_ms ||
+                                 !ev_is_active(&unit->batch_timer));
 }
 
 static void on_batch_timer(struct ev_loop *loop, ev_timer *timer, int events)
@@ -176,11 +292,19 @@ static void on_batch_timer(struct ev_loop *loop, ev_timer *timer, int events)
 /* The first that waits starts the clock. */
 void wait_for_company(struct unit *unit)
 {
-    if (!unit->batch_wait_ms || unit->is_batch_running ||
+    if (!unit->batch_wait_ms || unit->n_batches > 0 ||
         ev_is_active(&unit->batch_timer))
         return;
     ev_timer_set(&unit->batch_timer, (double)unit->batch_wait_ms / 1000, 0);
     ev_timer_start(unit->rt->loop, &unit->batch_timer);
+}
+
+bool unit_is_grouped(const json_t *decl, enum effect_mode mode)
+{
+    return mode == MODE_PERFORM &&
+           json_is_true(json_object_get(decl, "transaction")) &&
+           !json_object_get(decl, "batch") &&
+           json_object_size(json_object_get(decl, "allow")) == 0;
 }
 
 void batch_init(struct unit *unit, const json_t *decl)
@@ -188,8 +312,9 @@ void batch_init(struct unit *unit, const json_t *decl)
     const json_t *batch = json_object_get(decl, "batch");
     json_int_t max = json_integer_value(json_object_get(batch, "max"));
 
-    unit->is_batched = json_is_object(batch);
-    unit->batch_max = max > 0 ? (int)max : 1;
+    unit->is_by_lane = unit_is_grouped(decl, unit->rt->mode);
+    unit->is_batched = json_is_object(batch) || unit->is_by_lane;
+    unit->batch_max = max > 0 ? (int)max : unit->is_by_lane ? SHARED_MOST : 1;
     unit->batch_now = unit->batch_max;
     unit->batch_wait_ms = json_integer_value(json_object_get(batch, "wait_ms"));
     ev_init(&unit->batch_timer, on_batch_timer);

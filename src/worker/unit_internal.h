@@ -35,10 +35,16 @@ struct unit {
     struct lane **lanes; /* buckets, or NULL before the first */
     int n_lanes;
 
+    /* Batches. Two run side by side when each is full: while the database works
+     * for one, the next is made. */
     bool is_batched;
+    bool is_by_lane; /* the batch shares a transaction, handle() runs for each:
+                        its deliveries are of different lanes */
     int batch_max, batch_now; /* the second shrinks after limits */
     int64_t batch_wait_ms;
-    bool is_batch_running;
+    int n_batches; /* that run */
+    int n_ready;   /* waiting, of strands of which none runs */
+    unsigned busy_strands;
     ev_timer batch_timer;
     ev_timer unload_timer;
 };
@@ -58,6 +64,8 @@ void end_event(struct unit *unit, struct event *ev, const struct outcome *o,
 /* One that has not run goes back; it is in some list. */
 void give_back(struct unit *unit, struct event *ev);
 void queue_event(struct unit *unit, struct event *ev);
+/* It is in the unit's waiting list, and leaves it. */
+void take_waiting(struct unit *unit, struct event *ev);
 struct event *unqueue_event(struct unit *unit);
 
 /* The control page: what runs, signs of life. */
@@ -71,9 +79,12 @@ void batch_init(struct unit *unit, const json_t *decl);
 bool is_batch_due(const struct unit *unit);
 void start_batch(struct unit *unit);
 void wait_for_company(struct unit *unit);
+bool is_strand_busy(const struct unit *unit, const struct event *ev);
 
 /* --- unit.c ------------------------------------------------------------------------- */
 
+/* Whatever a run said of an event that is no JSON: dead. */
+void outcome_undecodable(const struct event *ev, struct outcome *o);
 /* Start what may run. */
 void start_waiting(struct unit *unit);
 /* A limit was hit: go on with a new vm. */

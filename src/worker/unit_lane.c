@@ -171,7 +171,7 @@ static void give_back_lane(struct unit *unit, struct lane *lane)
 
         if (ev->d.lane != lane->id)
             continue;
-        unit->n_waiting--;
+        take_waiting(unit, ev);
         give_back(unit, ev);
     }
 }
@@ -191,6 +191,15 @@ void queue_event(struct unit *unit, struct event *ev)
 {
     list_append(&unit->waiting, &ev->link);
     unit->n_waiting++;
+    unit->n_ready += unit->is_batched && !is_strand_busy(unit, ev);
+}
+
+void take_waiting(struct unit *unit, struct event *ev)
+{
+    CHECK(unit->n_waiting > 0);
+    list_remove(&ev->link);
+    unit->n_waiting--;
+    unit->n_ready -= unit->is_batched && !is_strand_busy(unit, ev);
 }
 
 static void lane_ended(struct unit *unit, uint64_t id, enum verdict verdict)
@@ -231,9 +240,7 @@ struct event *unqueue_event(struct unit *unit)
 {
     struct event *ev = CONTAINER_OF(unit->waiting.next, struct event, link);
 
-    CHECK(unit->n_waiting > 0);
-    list_remove(&ev->link);
-    unit->n_waiting--;
+    take_waiting(unit, ev);
     return ev;
 }
 

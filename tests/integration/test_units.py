@@ -8,7 +8,7 @@ from harness import PRESET
 from servers import ROOT
 
 
-@pytest.mark.parametrize("name", ["pg", "migrate", "worker_effects"])
+@pytest.mark.parametrize("name", ["pg", "migrate", "worker_sql", "worker_tx"])
 def test_units_against_a_server(name, own_postgres):
     done = subprocess.run([ROOT / "build" / PRESET / "tests" / f"test_{name}"], cwd=ROOT,
                           env=dict(os.environ, MOONTIDE_TEST_PG=own_postgres.url()),

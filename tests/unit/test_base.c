@@ -2,6 +2,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/digest.h"
+#include "base/find.h"
 #include "base/jsontext.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -228,6 +229,31 @@ static void whatever_text_becomes_json(void **state)
 
 /* --- metrics ------------------------------------------------------------------------ */
 
+/* Every byte at every place of every length, against the plain loop. */
+static void finding_is_the_same_at_any_place(void **state)
+{
+    (void)state;
+    for (size_t len = 0; len <= 40; len++)
+        for (int byte = 0; byte < 256; byte++) {
+            char *text = malloc(len + 1); /* so that a sanitizer sees more */
+            char *end = text + len;
+            size_t at = len ? (size_t)byte % len : 0;
+            char c = (char)byte;
+
+            memset(text, 'x', len);
+            if (len)
+                text[at] = c;
+            assert_ptr_equal(find_either(text, end, '"', '\\'),
+                             len && (c == '"' || c == '\\') ? text + at : end);
+            assert_ptr_equal(find_structure(text, end),
+                             len && c && strchr("\"{}[]", c) ? text + at : end);
+            assert_ptr_equal(find_control_or(text, end, '\\'),
+                             len && (byte < 0x20 || c == '\\') ? text + at
+                                                               : end);
+            free(text);
+        }
+}
+
 static void metrics_render_as_prometheus_text(void **state)
 {
     struct metrics *m = metrics_new();
@@ -383,6 +409,7 @@ int main(void)
         cmocka_unit_test(durations_and_sizes_have_units),
         cmocka_unit_test(times_survive_printing_and_parsing),
         cmocka_unit_test(whatever_text_becomes_json),
+        cmocka_unit_test(finding_is_the_same_at_any_place),
         cmocka_unit_test(metrics_render_as_prometheus_text),
         cmocka_unit_test(a_hidden_series_is_not_rendered),
         cmocka_unit_test(a_flood_of_labels_ends_in_other),
