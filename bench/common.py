@@ -22,9 +22,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+from profiler import Profiled, Profiler  # noqa: E402
 from servers import Kafka, Postgres, Server, free_port, tail, wait_for  # noqa: E402
 
 BUILD = ROOT / "build" / "release"
+RESULTS = ROOT / "bench" / "results"
 TICK_US = 1e6 / os.sysconf("SC_CLK_TCK")
 
 CONF = """return {{
@@ -54,6 +56,14 @@ def cpu_us(pid):
 def children(pid):
     found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
     return [int(word) for word in found.stdout.split()]
+
+
+def words_of(pid):
+    """Its command line; nothing of a process that has just gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
 
 
 def tree_cpu_us(pid):
@@ -107,6 +117,8 @@ class Host(Server):
     """`moontide run` of the release build; one handler file or those of the
     repository."""
 
+    profiler = None  # set for all of them by --profile
+
     def __init__(self, folder, handlers, database="", brokers="", topics=(), group=None,
                  workers=1, outbox=""):
         super().__init__(folder)
@@ -129,15 +141,26 @@ class Host(Server):
         return done.stdout
 
     def argv(self):
-        return [BUILD / "moontide", "run", "-c", self.conf]
+        argv = [BUILD / "moontide", "run", "-c", self.conf]
+        return self.profiler.argv(argv) if self.profiler else argv
 
     def log_has(self, words):
         return words in self.log.read_text(errors="replace")
 
     def start(self):
         self.spawn(self.argv())
+        if self.profiler:
+            self.profiler.attach(self.process.pid, self.workers)
         self.await_ready(lambda: self.page("/healthz") is not None, 30, "the host")
         return self
+
+    def end(self, *args, **kwargs):
+        """With --profile, the benchmark is over after the first one."""
+        profiled = self.profiler and self.profiler.detach()
+        super().end(*args, **kwargs)
+        if profiled and sys.exc_info()[0] is None:
+            self.profiler.draw()
+            raise Profiled
 
     def page(self, path):
         try:
@@ -153,7 +176,8 @@ class Host(Server):
         return sum(float(value) for label, value in found if labels in label)
 
     def workers(self):
-        return children(self.process.pid)
+        """Not the probes, which come and go."""
+        return [pid for pid in children(self.process.pid) if "worker" in words_of(pid)]
 
     def cpu_us(self):
         """Host and workers."""
@@ -228,24 +252,33 @@ class Bench:
                             help=f"pairs after the warm-up ({pairs})")
         parser.add_argument("--scale", type=float, default=1.0,
                             help="a part of the events, for a first look (1)")
+        parser.add_argument("--profile", action="store_true",
+                            help="flame graphs of host and worker instead of figures")
         options(parser)
         self.args = parser.parse_args()
         self.folder = Path(tempfile.mkdtemp(prefix=f"moontide-bench-{name}-", dir="/tmp"))
         self.folder.chmod(0o755)
         self.servers, self.rows, self.raw = [], [], {}
+        self.profiler = None
+        if self.args.profile:
+            self.profiler = Host.profiler = Profiler(name, self.folder, RESULTS)
+            self.args.scale *= self.profiler.scale()
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *exc):
-        if exc[0] is not None:
+    def __exit__(self, kind, *exc):
+        if kind and kind is not Profiled:
             for log in self.folder.glob("*/server.log"):
                 print(f"--- {log}\n{tail(log)}", file=sys.stderr)
         for server in reversed(self.servers):
             server.stop() if hasattr(server, "stop") else server.end()
         shutil.rmtree(self.folder, ignore_errors=True)
-        if exc[0] is None:
+        if self.profiler and not kind:
+            print("  no host of it runs long enough for a profile")
+        elif not kind:
             self.tell()
+        return kind is Profiled
 
     def count(self, events):
         return max(1000, int(events * self.args.scale))
@@ -271,6 +304,17 @@ class Bench:
         if server:
             result["server_us"] = (tree_cpu_us(server.process.pid) - before) / events
         return result
+
+    def program(self, program, *args):
+        """One of the C programs that run our own code."""
+        if not self.profiler:
+            return run_json(program, *args)
+        argv = [str(a) for a in (BUILD / "bench" / program, *args)]
+        with subprocess.Popen(self.profiler.argv(argv), stdout=subprocess.DEVNULL) as process:
+            self.profiler.attach(process.pid, lambda: children(process.pid))
+        self.profiler.detach()
+        self.profiler.draw()
+        raise Profiled
 
     def limit(self, program, *args, server=None):
         """One of bench/limits, with its rate and the CPU of `server`."""

@@ -1,6 +1,6 @@
 """Events from memory through the host's path, a ring, one worker and back."""
 
-from common import Bench, run_json
+from common import Bench
 
 SHAPES = [("three fields", "three", 800_000), ("the whole payload", "walk", 250_000),
           ("event.raw", "raw", 0), ("nothing", "none", 0)]
@@ -10,7 +10,7 @@ def main():
     with Bench("pipeline", __doc__) as bench:
         for what, handler, target in SHAPES:
             for headers in ("headers", ""):
-                runs = bench.repeat(lambda i, w=handler, h=headers: run_json(
+                runs = bench.repeat(lambda i, w=handler, h=headers: bench.program(
                     "pipeline_bench", bench.count(1_000_000), w, *([h] if h else [])))
                 name = f"{what}, facts in {headers or 'the envelope'}"
                 bench.raw[name] = runs

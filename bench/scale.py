@@ -3,7 +3,7 @@ run with little of it. From memory, so that nothing else moves."""
 
 import statistics
 
-from common import Bench, run_json
+from common import Bench
 
 BASE = ("three", "headers", "keys=5000", "partitions=8")
 GROWN = [
@@ -21,7 +21,7 @@ def main():
         events = bench.count(1_000_000)
 
         def cost(*more):
-            run = run_json("pipeline_bench", events, *BASE, *more)
+            run = bench.program("pipeline_bench", events, *BASE, *more)
             return run["host_us"] + run["worker_us"]
 
         for what, more in GROWN:

@@ -6,7 +6,10 @@ bench_names() {
 
     for script in bench/[a-z]*.py; do
         script="$(basename "$script" .py)"
-        [ "$script" = common ] || echo "$script"
+        case "$script" in
+        common | flame | profiler) ;; # what the benchmarks share
+        *) echo "$script" ;;
+        esac
     done
 }
 
@@ -18,16 +21,24 @@ run_bench() {
     "$PYTHON" "bench/$name.py" --out "bench/results/$name.json" "$@"
 }
 
+bench_usage() {
+    cat <<'TEXT'
+usage: ./dev bench NAME|all [--pairs N] [--scale PART]
+       ./dev bench NAME --profile    flame graphs of host and worker
+TEXT
+    bench_names | sed 's/^/  /'
+}
+
 dev_bench() {
     local name="${1:-}"
 
-    if [ -z "$name" ]; then
-        echo "usage: ./dev bench NAME|all [--pairs N] [--scale PART]"
-        bench_names | sed 's/^/  /'
-        echo "all leaves out peers, which fetches other programs from package registries"
-        return
-    fi
+    [ -n "$name" ] || { bench_usage; return; }
     shift
+    if [ "$name" = --profile ]; then
+        name="${1:?--profile NAME}"
+        shift
+        set -- --profile "$@"
+    fi
     dev_deps
     build_preset release
     mkdir -p bench/results
