@@ -1,7 +1,9 @@
 """From the produce, or the commit's return, to the handler, one event at a time.
 
 The producer keeps when it sent what (µs), the handler logs when it had it, by the
-same clock. At 200 events a second; the outbox in its three ways to wake.
+same clock. At 200 events a second; the outbox in its three ways to wake. Then at half
+the load that the machine bears, from the sending (load.py): there a producer's linger
+of 5 ms, or the statement and its commit, are part of it.
 """
 
 import json
@@ -10,9 +12,9 @@ import re
 import subprocess
 import time
 
+import load
 from common import BUILD, Bench, Host, wait_for
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, NewTopic
 
 RATE = 200
 HANDLER = """local log, time = require "moontide.log", require "moontide.time"
@@ -60,11 +62,8 @@ def row(bench, name, values, p50, p99):
     bench.row("  p99.9", [percentile(values, 0.999)], "ms")
 
 
-def kafka(bench, count):
-    broker = bench.kafka()
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
-    for made in admin.create_topics([NewTopic("latency", 8, 1)]).values():
-        made.result()
+def kafka(bench, broker, count):
+    load.make_topic(broker, "latency")
     host = Host(bench.folder / "kafka-host", {"took": HANDLER}, brokers=broker.bootstrap,
                 topics=["latency"])
     producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 0})
@@ -127,14 +126,33 @@ def outbox(bench, server, how, count):
         connection.close()
 
 
+def kafka_at_half(bench, broker):
+    load.make_topic(broker, "load")
+    host = Host(bench.folder / "kafka-load", {"took": load.HANDLER}, brokers=broker.bootstrap,
+                topics=["load"])
+    load.at_half(bench, "Kafka", host, ("kafka", broker.bootstrap, "load"), 2_000_000)
+
+
+def outbox_at_half(bench, server):
+    server.query("create database load")
+    url = server.url("load")
+    host = Host(bench.folder / "outbox-load", {"took": load.HANDLER}, database=url)
+    host.cli("migrate", "up", "--ids", "text")
+    load.at_half(bench, "outbox", host, ("outbox", url), 500_000)
+
+
 def main():
     with Bench("latency", __doc__) as bench:
         count = bench.count(4000)
-        kafka(bench, count)
+        broker = bench.kafka()
+        kafka(bench, broker, count)
+        kafka_at_half(bench, broker)
         # The log is read as far as it is flushed: at once with each commit.
-        server = bench.postgres(wal_level="logical", synchronous_commit="on")
+        server = bench.postgres(wal_level="logical", synchronous_commit="on",
+                                shared_buffers="1GB", max_wal_size="8GB")
         for how in ("poll", "notify", "wal"):
             outbox(bench, server, how, count)
+        outbox_at_half(bench, server)
 
 
 main()

@@ -1,5 +1,6 @@
 #include "sample.h"
 
+#include "base/clock.h"
 #include "base/hash.h"
 
 #include <stdarg.h>
@@ -76,4 +77,20 @@ void sample_make(struct sample *s, uint64_t number, uint64_t keys, size_t size)
     for (uint64_t i = r; s->value_len + sizeof(tail) < size - 16 + r % 32; i++)
         add(s, "%s ", OF(words, i ^ (i >> 4)));
     add(s, tail, (unsigned long long)(r % 997), (unsigned long long)number);
+}
+
+void sample_stamp(struct sample *s, int64_t us)
+{
+    char *at = strstr(s->value, s->occurred_at);
+
+    clock_format(us, s->occurred_at);
+    memcpy(at, s->occurred_at, strlen(s->occurred_at)); /* as long as before */
+}
+
+const char *sample_payload(const struct sample *s, size_t *len)
+{
+    const char *start = strstr(s->value, "\"payload\":") + 10;
+
+    *len = (size_t)(strstr(start, ",\"metadata\":") - start);
+    return start;
 }

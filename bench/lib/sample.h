@@ -18,5 +18,9 @@ struct sample {
 /* Event `number`, of one of `keys` aggregates, filled up to about `size`
  * bytes (400 to 4000). */
 void sample_make(struct sample *s, uint64_t number, uint64_t keys, size_t size);
+/* It occurs at another time, µs since 1970. */
+void sample_stamp(struct sample *s, int64_t us);
+/* The payload's text inside the envelope. */
+const char *sample_payload(const struct sample *s, size_t *len);
 
 #endif

@@ -41,15 +41,6 @@ static void add(char **at, const char *fmt, ...)
     va_end(args);
 }
 
-/* The payload's text inside the envelope. */
-static const char *payload(size_t *len)
-{
-    const char *start = strstr(s.value, "\"payload\":") + 10;
-
-    *len = (size_t)(strstr(start, ",\"metadata\":") - start);
-    return start;
-}
-
 /* Our samples hold nothing that COPY's text format would escape. */
 static void copy_some(PGconn *conn, long from, long to)
 {
@@ -62,7 +53,7 @@ static void copy_some(PGconn *conn, long from, long to)
         size_t len;
 
         sample_make(&s, (uint64_t)i, 5000, 600);
-        body = payload(&len);
+        body = sample_payload(&s, &len);
         add(&at,
             "%s\t%s\tOrder\t%s\t1\t%s\torders/%ld:%ld\t%.*s\t"
             "{\"actorId\":\"u-%ld\",\"correlationId\":\"c-%ld\"}\n",

@@ -7,7 +7,7 @@ bench_names() {
     for script in bench/[a-z]*.py; do
         script="$(basename "$script" .py)"
         case "$script" in
-        common | flame | profiler) ;; # what the benchmarks share
+        common | flame | load | profiler) ;; # what the benchmarks share
         *) echo "$script" ;;
         esac
     done
