@@ -357,6 +357,11 @@ class Bench:
                 indent=1) + "\n")
 
 
+def percentile(values, p):
+    values = sorted(values)
+    return values[min(len(values) - 1, int(len(values) * p))]
+
+
 def shown(value):
     if abs(value) >= 1000:
         return f"{value:,.0f}"

@@ -13,7 +13,7 @@ import subprocess
 import time
 
 import load
-from common import BUILD, Bench, Host, wait_for
+from common import BUILD, Bench, Host, percentile, wait_for
 from confluent_kafka import Producer
 
 RATE = 200
@@ -23,11 +23,6 @@ return { subscribes = { "*" }, start = "earliest",
     log.info("took", { n = event.payload.n, at = ("%.0f"):format(time.unix() * 1e6) })
   end }
 """
-
-
-def percentile(values, p):
-    values = sorted(values)
-    return values[min(len(values) - 1, int(len(values) * p))]
 
 
 def paced(count, send):

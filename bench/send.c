@@ -1,5 +1,5 @@
 /*
- * bench_send RATE EVENTS KEYS kafka BROKERS TOPIC
+ * bench_send RATE EVENTS KEYS kafka BROKERS TOPIC [LINGER_MS]
  * bench_send RATE EVENTS KEYS outbox URL
  *
  * Sends evenly, a millisecond's worth at a time; a rate of 0 is as fast as it
@@ -107,8 +107,8 @@ static double send_all(struct sink *sink, double rate, long events)
 
 static bool connect_sink(struct sink *sink, int argc, char **argv)
 {
-    if (argc == 7 && strcmp(argv[4], "kafka") == 0) {
-        sink->rk = topic_connect(argv[5], LINGER_MS);
+    if (argc >= 7 && strcmp(argv[4], "kafka") == 0) {
+        sink->rk = topic_connect(argv[5], argc > 7 ? argv[7] : LINGER_MS);
         sink->topic = argv[6];
     } else if (argc == 6 && strcmp(argv[4], "outbox") == 0) {
         sink->conn = PQconnectdb(argv[5]);
@@ -125,7 +125,8 @@ int main(int argc, char **argv)
     double late_ms;
 
     if (!connect_sink(&sink, argc, argv)) {
-        fputs("bench_send RATE EVENTS KEYS kafka BROKERS TOPIC | outbox URL\n",
+        fputs("bench_send RATE EVENTS KEYS kafka BROKERS TOPIC [LINGER_MS]\n"
+              "bench_send RATE EVENTS KEYS outbox URL\n",
               stderr);
         return 2;
     }
