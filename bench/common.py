@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 from profiler import Profiled, Profiler  # noqa: E402
-from servers import Kafka, Postgres, Server, free_port, tail, wait_for  # noqa: E402
+from servers import (KAFKA_LIBS, Kafka, Postgres, Server, free_port, tail,  # noqa: E402
+                     wait_for)
 
 BUILD = ROOT / "build" / "release"
 RESULTS = ROOT / "bench" / "results"
@@ -98,6 +99,8 @@ def run_json(program, *args):
         raise RuntimeError(f"{program} {args}: {done.stdout}{done.stderr}")
     return json.loads(done.stdout)
 
+
+# --- data --------------------------------------------------------------------
 
 # --- moontide -----------------------------------------------------------------
 
@@ -192,13 +195,15 @@ class Host(Server):
     def drain_all(self, handler, events, timeout=600):
         """Until the handler has settled so many events. Rates are taken from the
         first look that shows any to the last one that shows not yet all."""
-        first = None
+        first = before = None
         deadline = time.monotonic() + timeout
         while True:
             count = self.metric("moontide_settled_total", f'handler="{handler}",how="ack"')
             now, (host, workers) = time.monotonic(), self.cpu_us()
-            if count and not first:
-                first = (now, count, host, workers)
+            look = (now, count, host, workers)
+            if count and not first:  # of a short one there is no better
+                first = before if before and count >= events else look
+            before = look
             if count >= events:
                 break
             if now > deadline or not self.running():
@@ -351,9 +356,11 @@ class Bench:
         for row in self.rows:
             figures = " ".join(f"{shown(row[k]):>12}" for k in ("median", "min", "max"))
             print(f"  {row['what']:<{width}} {figures}  {row['unit']:<10} {row['target']}")
+        where = machine()
+        print(f"  {told_of(where)}; commit {where['commit']}")
         if self.args.out:
             Path(self.args.out).write_text(json.dumps(
-                {"name": self.name, "machine": machine(), "rows": self.rows, "raw": self.raw},
+                {"name": self.name, "machine": where, "rows": self.rows, "raw": self.raw},
                 indent=1) + "\n")
 
 
@@ -368,12 +375,46 @@ def shown(value):
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
 
 
+def output(*argv):
+    """What a command says, or nothing where it is not installed."""
+    try:
+        done = subprocess.run([str(a) for a in argv], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def package(name):
+    """A version without Debian's own part of it."""
+    return re.sub(r"^\d+:|[-+~].*$", "", output("dpkg-query", "-W", "-f", "${Version}", name))
+
+
+def versions():
+    """Of what the figures depend on beside our own code."""
+    jars = [jar.stem for jar in KAFKA_LIBS.glob("kafka-clients-*.jar")]
+    return {
+        "librdkafka": output("pkg-config", "--modversion", "rdkafka"),
+        "PostgreSQL": output(Postgres("/tmp").bin / "postgres", "--version").split()[2],
+        "Kafka": jars[0].rsplit("-", 1)[1] if jars else "",
+        "LuaJIT": package("libluajit-5.1-2"),
+        "simdjson": package("libsimdjson-dev"),
+        "libc": package("libc6"),
+        "gcc": output("cc", "-dumpfullversion"),
+        "Debian": Path("/etc/debian_version").read_text().strip(),
+    }
+
+
 def machine():
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT,
-                         capture_output=True, text=True)
-    version = subprocess.run([str(BUILD / "moontide"), "version"], capture_output=True, text=True)
+    memory = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     return {"cpu": cpu[1] if cpu else platform.processor(), "cores": os.cpu_count(),
-            "kernel": platform.release(), "commit": git.stdout.strip(),
-            "moontide": version.stdout.strip(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ",
-                                                                      time.gmtime())}
+            "memory_gib": round(int(memory[1]) / 2**20), "kernel": platform.release(),
+            "versions": versions(), "commit": output("git", "describe", "--always", "--dirty"),
+            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+
+
+def told_of(machine):
+    """The line of a run that says where it ran."""
+    versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items())
+    return (f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB, "
+            f"Linux {machine['kernel']}; {versions}")

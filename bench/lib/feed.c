@@ -37,6 +37,11 @@ static struct slice keep(char **at, const char *text, size_t len)
     return kept;
 }
 
+static void type_name(char name[static 32], unsigned number)
+{
+    snprintf(name, 32, "type%u", number);
+}
+
 static void make_record(struct record *r, const struct sample *s)
 {
     const char *const pairs[HEADERS][2] = {
@@ -213,7 +218,7 @@ void feed_init(struct feed *f, const struct feed_shape *shape, size_t down_size,
                                      .n_workers = 1,
                                      .quarantine_us = 1000000};
     static struct sample s;
-    char name[32];
+    char name[32], type[32];
     struct err err;
 
     *f = (struct feed){.shape = *shape};
@@ -226,6 +231,8 @@ void feed_init(struct feed *f, const struct feed_shape *shape, size_t down_size,
     f->keys = xcalloc(KEY_TEXTS, KEY_SIZE);
     for (size_t i = 0; i < f->n_records; i++) {
         sample_make(&s, i, shape->keys, shape->size);
+        if (shape->types)
+            type_name(s.type, (unsigned)(i % shape->types));
         make_record(&f->records[i], &s);
     }
     if (!channel_create(&f->ch, down_size, up_size, &err)) {
@@ -239,7 +246,8 @@ void feed_init(struct feed *f, const struct feed_shape *shape, size_t down_size,
     pipeline_tick(f->pl, clock_mono_us(), clock_wall_us());
     for (unsigned i = 0; i < shape->handlers; i++) {
         snprintf(name, sizeof(name), "taker%u", i);
-        add_handler(f, name, "*", i + 1);
+        type_name(type, i);
+        add_handler(f, name, shape->types ? type : "*", i + 1);
     }
     for (unsigned i = 0; i < shape->others; i++) {
         snprintf(name, sizeof(name), "other%u", i);
@@ -344,6 +352,8 @@ void feed_load(struct feed *f, uint32_t vm, const char *text)
     char *json;
 
     json_object_set_new(bundle, "concurrency_here", json_integer(256));
+    /* wall time, and the machine may have others to serve */
+    json_object_set_new(bundle, "soft_limit_ms", json_integer(10000));
     json = json_dumps(bundle, 0);
     if (!write_text(&f->down, MSG_LOAD, vm, true, slice_of(json)))
         exit(1);

@@ -22,6 +22,8 @@ struct feed_shape {
     size_t size;       /* of a body */
     unsigned handlers; /* that take every event */
     unsigned others;   /* handlers that take none of them */
+    unsigned types;    /* not 0: so many types, and each of the handlers takes
+                          one; the records carry their facts in headers */
     unsigned partitions;
     bool headers; /* the records carry the routing facts in headers */
 };
