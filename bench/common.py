@@ -100,8 +100,6 @@ def run_json(program, *args):
     return json.loads(done.stdout)
 
 
-# --- data --------------------------------------------------------------------
-
 # --- moontide -----------------------------------------------------------------
 
 HANDLERS = {
@@ -404,12 +402,19 @@ def versions():
     }
 
 
+def commit():
+    """What was built and measured; documents may differ."""
+    changed = output("git", "status", "--porcelain", "--untracked-files=no", "--", "src", "lua",
+                     "handlers", "bench", "CMakeLists.txt", "CMakePresets.json")
+    return output("git", "rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
+
+
 def machine():
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     return {"cpu": cpu[1] if cpu else platform.processor(), "cores": os.cpu_count(),
             "memory_gib": round(int(memory[1]) / 2**20), "kernel": platform.release(),
-            "versions": versions(), "commit": output("git", "describe", "--always", "--dirty"),
+            "versions": versions(), "commit": commit(),
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 
