@@ -20,7 +20,9 @@ struct watchdog {
     pthread_cond_t stop_asked;
     bool is_stopping, has_thread;
     pthread_t thread;
-    uint64_t seen; /* the run seen at the last look */
+    _Atomic bool has_clock;
+    clockid_t clock; /* the watched thread's processor time */
+    uint64_t seen;   /* the run seen at the last look */
     int64_t seen_since_us;
 };
 
@@ -89,19 +91,33 @@ static void set_hook(struct vm *vm, uint64_t run)
     atomic_store(&vm->hook, HOOK_SET);
 }
 
-static void look_at_run(struct watchdog *wd, int64_t now)
+/* What the watched thread has used: on a machine that is short of processors a
+ * handler is not to blame for the time it did not get. */
+static int64_t used_us(const struct watchdog *wd)
+{
+    struct timespec t;
+
+    if (!atomic_load(&wd->has_clock) || clock_gettime(wd->clock, &t) != 0)
+        return clock_mono_us();
+    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
+static void look_at_run(struct watchdog *wd)
 {
     struct run_mark *mark = &wd->rt->mark;
     uint64_t run = atomic_load(&mark->number);
+    int64_t now;
     struct vm *vm;
+
+    if (run == wd->seen && !(run & 1))
+        return;
+    now = used_us(wd);
 
     if (run != wd->seen) {
         wd->seen = run;
         wd->seen_since_us = now;
         return;
     }
-    if (!(run & 1))
-        return;
     vm = atomic_load(&mark->vm);
     if (vm && atomic_load(&mark->number) == run &&
         now - wd->seen_since_us >= vm->soft_limit_us)
@@ -143,10 +159,8 @@ void watchdog_run(struct watchdog *wd)
 {
     pthread_mutex_lock(&wd->lock);
     while (!wd->is_stopping) {
-        int64_t now = clock_mono_us();
-
-        look_at_run(wd, now);
-        look_at_host(wd, now);
+        look_at_run(wd);
+        look_at_host(wd, clock_mono_us());
         wait_a_little(wd);
     }
     pthread_mutex_unlock(&wd->lock);
@@ -187,10 +201,19 @@ void watchdog_stop(struct watchdog *wd)
 
 /* --- marks, on the vm's thread -------------------------------------------------------- */
 
+static void give_clock(struct watchdog *wd)
+{
+    if (pthread_getcpuclockid(pthread_self(), &wd->clock) == 0)
+        atomic_store(&wd->has_clock, true);
+}
+
 void run_begin(struct runtime *rt, struct vm *vm)
 {
     uint64_t n = atomic_load_explicit(&rt->mark.number, memory_order_relaxed);
 
+    if (rt->watchdog &&
+        !atomic_load_explicit(&rt->watchdog->has_clock, memory_order_relaxed))
+        give_clock(rt->watchdog);
     atomic_store_explicit(&rt->mark.vm, vm, memory_order_relaxed);
     atomic_store_explicit(&rt->mark.number, n + 1, memory_order_release);
 }

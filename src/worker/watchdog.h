@@ -2,8 +2,8 @@
  * The thread that ends Lua which runs too long without waiting.
  *
  * It looks at the run mark a few times per soft limit; the same odd number for
- * a whole limit means a run that does not end, and the hook is set in that
- * vm: at most once, and never while one is installed. Only the vm's own thread
+ * a whole limit of the thread's processor time means a run that does not end, and
+ * the hook is set in that vm: at most once, and never while one is installed. Only the vm's own thread
  * clears it. The hook raises only when the run it was meant for still goes on,
  * and stays set while it does, so that no pcall of the handler's survives it.
  */
@@ -32,7 +32,7 @@ void watchdog_stop(struct watchdog *wd);
 void watchdog_stop_only(struct watchdog *wd);
 
 /* By the vm's thread: Lua of `vm` runs from now on, or no longer. Runs do not
- * nest. run_end() clears a hook that was set. */
+ * nest, and are all of one thread. run_end() clears a hook that was set. */
 void run_begin(struct runtime *rt, struct vm *vm);
 void run_end(struct runtime *rt, struct vm *vm);
 /* A new run of the same vm, without a pause: the next delivery. */

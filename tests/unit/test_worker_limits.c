@@ -1,7 +1,10 @@
 /* Time and memory limits, and every kind of error a handler can end with. */
 #include "worker_harness.h"
 
+#include "base/clock.h"
 #include "worker/vm_internal.h"
+
+#include <unistd.h>
 
 /* Lua that never ends: the hook must stop each, and the next event runs. */
 static const char *const endless[] = {
@@ -65,6 +68,39 @@ static const char *const bombs[] = {
 };
 
 /* No time limit comes before the one of memory, however slow the machine. */
+/* Longer than the limit, without using the processor. */
+static int l_starve(lua_State *L)
+{
+    int64_t until = clock_mono_us() + 500000;
+
+    (void)L;
+    while (clock_mono_us() < until)
+        usleep(10000);
+    return 0;
+}
+
+/* Time that others had on the processor is not the handler's. */
+static void test_a_busy_machine_is_not_the_handler_s_fault(void **state)
+{
+    struct harness h;
+    lua_State *L;
+
+    (void)state;
+    harness_init_limited(&h,
+                         "return { handle = function() starve()"
+                         " for i = 1, 1000 do end end }",
+                         "{}", 100);
+    L = unit_vm(h.unit)->L;
+    vm_push_ref(L, unit_vm(h.unit), REF_ENV);
+    lua_pushcfunction(L, l_starve);
+    lua_setfield(L, -2, "starve");
+    lua_pop(L, 1);
+    harness_offer(&h, 1, 1, 0, "{}");
+    harness_wait(&h, 1);
+    assert_int_equal(h.seen[0].verdict, VERDICT_ACK);
+    harness_fini(&h);
+}
+
 static void test_memory_bombs_end(void **state)
 {
     (void)state;
@@ -304,6 +340,7 @@ int main(void)
         cmocka_unit_test(test_transactions_leave_nothing_behind),
         cmocka_unit_test(test_a_delivery_ends_without_memory),
         cmocka_unit_test(test_endless_loops_end),
+        cmocka_unit_test(test_a_busy_machine_is_not_the_handler_s_fault),
         cmocka_unit_test(test_memory_bombs_end),
         cmocka_unit_test(test_replaced_after_a_limit),
         cmocka_unit_test(test_suspended_survive_a_replacement),
