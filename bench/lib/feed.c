@@ -122,6 +122,7 @@ static void offer(struct feed *f)
 
     event->place = p->next < 0 ? 0 : p->next;
     event->memory = kept;
+    kept->is_padded = true; /* as nearly all records of a fetch are */
     event->key = kept->key;
     if (!decode_record(f->scan, FORMAT_AUTO, kept, &decoded, &err)) {
         fprintf(stderr, "a record does not decode: %s\n", err.msg);

@@ -1,8 +1,8 @@
 // The only C++ of the host, behind the C interface of scan.h.
 //
-// simdjson wants some readable bytes after the text, so the text is copied
-// into a buffer that has them; values are moved back to the caller's text by
-// their distance from the start.
+// simdjson wants some readable bytes after the text. Where the caller has none,
+// the text is copied into a buffer that has them, and values are moved back to
+// the caller's text by their distance from the start.
 
 #include <simdjson.h>
 
@@ -26,6 +26,7 @@ static const size_t NAME_BUCKETS = 64;
 struct scan {
     ondemand::parser parser;
     std::string text;                // a copy with room for the padding
+    const char *start = nullptr;     // of the text that is scanned
     std::deque<std::string> strings; // unescaped ones, of the last call
 
     std::vector<std::string_view> known{};     // the names asked for last
@@ -41,18 +42,26 @@ bool fail(struct err *err, error_code code)
                    error_message(code));
 }
 
-padded_string_view load(struct scan *s, struct slice json)
+static_assert(SCAN_PADDING >= SIMDJSON_PADDING, "scan.h promises too little");
+
+padded_string_view load(struct scan *s, struct slice json, bool padded)
 {
-    s->strings.clear();
+    if (!s->strings.empty())
+        s->strings.clear();
+    if (padded) {
+        s->start = json.ptr;
+        return padded_string_view(json.ptr, json.len, json.len + SCAN_PADDING);
+    }
     s->text.reserve(json.len + SIMDJSON_PADDING);
     s->text.assign(json.ptr ? json.ptr : "", json.len);
+    s->start = s->text.data();
     return padded_string_view(s->text.data(), json.len,
                               json.len + SIMDJSON_PADDING);
 }
 
 struct slice moved(struct scan *s, struct slice json, std::string_view part)
 {
-    return {json.ptr + (part.data() - s->text.data()), part.size()};
+    return {json.ptr + (part.data() - s->start), part.size()};
 }
 
 std::string_view trimmed(std::string_view token)
@@ -231,15 +240,16 @@ void scan_free(struct scan *scan)
     delete scan;
 }
 
-bool scan_members(struct scan *s, struct slice json, const char *const *names,
-                  size_t n, struct slice *values, struct err *err)
+bool scan_members(struct scan *s, struct slice json, bool padded,
+                  const char *const *names, size_t n, struct slice *values,
+                  struct err *err)
 {
     ondemand::document doc;
     error_code code;
 
     std::memset(values, 0, n * sizeof(*values));
     know(s, names, n);
-    if ((code = s->parser.iterate(load(s, json)).get(doc)) ||
+    if ((code = s->parser.iterate(load(s, json, padded)).get(doc)) ||
         (code = members(s, json, doc, values)))
         return fail(err, code);
     return true;
@@ -253,7 +263,7 @@ bool scan_path(struct scan *s, struct slice json, const char *path,
     error_code code;
 
     *value = {nullptr, 0};
-    if ((code = s->parser.iterate(load(s, json)).get(doc)))
+    if ((code = s->parser.iterate(load(s, json, false)).get(doc)))
         return fail(err, code);
     code = follow(doc, path, found);
     if (code == NO_SUCH_FIELD || code == INCORRECT_TYPE)

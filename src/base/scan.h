@@ -6,6 +6,9 @@
  * comes twice the first counts. Values point into `json`, or, for strings with
  * escapes, into the scanner, where they stay until the next call.
  *
+ * simdjson reads up to SCAN_PADDING bytes beyond the text. `padded` says that
+ * they can be read (whatever they are); else the text is copied first.
+ *
  * The whole text must be UTF-8 and its members must parse as far as they are
  * looked at; members nobody asked for are passed over without a close look.
  */
@@ -18,6 +21,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#define SCAN_PADDING 64 /* at least simdjson's own */
+
 struct scan;
 
 struct scan *scan_new(void);
@@ -25,7 +30,7 @@ void scan_free(struct scan *scan); /* NULL is allowed */
 
 /* `json` is one object; values[i] is its member names[i]. The names are borrowed
  * until the next call with others: literals, as a rule. */
-bool scan_members(struct scan *scan, struct slice json,
+bool scan_members(struct scan *scan, struct slice json, bool padded,
                   const char *const *names, size_t n, struct slice *values,
                   struct err *err) MUST_CHECK;
 

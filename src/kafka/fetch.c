@@ -17,8 +17,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BATCH            500 /* records a turn */
-#define STARVED_PATIENCE 1.  /* seconds without any room: then pause all */
+#define BATCH            500  /* records a turn */
+#define PAGE_BYTES       4096 /* or more */
+#define STARVED_PATIENCE 1.   /* seconds without any room: then pause all */
 #define PATIENCE         0.1 /* seconds a full partition may hold up the others */
 
 static const char component[] = "kafka";
@@ -64,9 +65,22 @@ static void stash(struct kafka_consumer *c, struct part *part,
     c->stash[c->stashed++] = (struct kept){m, part};
 }
 
-/* true when the owner has taken the record: the message is gone then. */
+/* Records of a fetch lie in one buffer, one behind the other: what is between
+ * two that are this close, and the second one itself, can be read. */
+static bool is_padded(const rd_kafka_message_t *m,
+                      const rd_kafka_message_t *next)
+{
+    const char *end = (const char *)m->payload + m->len;
+
+    return next && next->payload && (const char *)next->payload >= end &&
+           (const char *)next->payload - end < PAGE_BYTES &&
+           (const char *)next->payload + next->len - end >= RECORD_PADDING;
+}
+
+/* true when the owner has taken the record: the message is gone then. `next`
+ * is another one, alive meanwhile, or NULL. */
 static bool offer(struct kafka_consumer *c, struct part *part,
-                  rd_kafka_message_t *m)
+                  rd_kafka_message_t *m, const rd_kafka_message_t *next)
 {
     struct kafka_record record = {
         .part = &part->pub,
@@ -75,6 +89,7 @@ static bool offer(struct kafka_consumer *c, struct part *part,
         .key = {m->key, m->key_len},
         .value = {m->payload, m->len},
         .message = m,
+        .is_padded = is_padded(m, next),
     };
 
     part->full = !c->ops->on_record(c->arg, &record);
@@ -117,7 +132,8 @@ static void on_record_error(struct kafka_consumer *c,
     }
 }
 
-static void take(struct kafka_consumer *c, rd_kafka_message_t *m)
+static void take(struct kafka_consumer *c, rd_kafka_message_t *m,
+                 const rd_kafka_message_t *next)
 {
     struct part *part = m->err ? NULL : find_part(c, m);
 
@@ -127,7 +143,7 @@ static void take(struct kafka_consumer *c, rd_kafka_message_t *m)
         on_record_error(c, m);
     if (!part || part->seek_batch == c->batches)
         rd_kafka_message_destroy(m);
-    else if (part->full || !offer(c, part, m))
+    else if (part->full || !offer(c, part, m, next))
         stash(c, part, m);
 }
 
@@ -195,7 +211,7 @@ static void offer_stash(struct kafka_consumer *c)
     for (size_t i = 0; i < c->stashed; i++) {
         struct kept kept = c->stash[i];
 
-        if (kept.part->full || !offer(c, kept.part, kept.message))
+        if (kept.part->full || !offer(c, kept.part, kept.message, NULL))
             c->stash[left++] = kept;
     }
     c->stashed = left;
@@ -227,7 +243,7 @@ static ssize_t read_batch(struct kafka_consumer *c, size_t room)
     c->batches++;
     n = rd_kafka_consume_batch_queue(c->wake.queue, 0, batch, room);
     for (ssize_t i = 0; i < n; i++)
-        take(c, batch[i]);
+        take(c, batch[i], i + 1 < n ? batch[i + 1] : NULL);
     assignment_serve(c);
     return n;
 }

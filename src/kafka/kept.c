@@ -51,6 +51,7 @@ static struct kafka_kept *kept_new(struct kafka_keeper *keeper,
     kept->value = value;
     kept->nheaders = 0;
     kept->headers = kept->few;
+    kept->is_padded = false;
     kept->owner = NULL;
     kept->message = NULL;
     kept->moved = NULL;
@@ -157,6 +158,7 @@ static void move_out(struct kafka_keeper *keeper, struct kafka_kept *kept)
         move_slice(&move, &at, &kept->headers[i].name, false);
         move_slice(&move, &at, &kept->headers[i].value, true);
     }
+    kept->is_padded = false;
     keeper->moved(kept, &move);
     give_back(kept);
 }
@@ -187,6 +189,7 @@ struct kafka_kept *kafka_keep(struct kafka_keeper *keeper,
     struct kafka_kept *kept = kept_new(keeper, record->key, record->value);
 
     kafka_record_headers(record, on_header, kept);
+    kept->is_padded = record->is_padded;
     kept->owner = owner;
     kept->message = record->message;
     record->message = NULL;

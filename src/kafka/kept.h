@@ -27,6 +27,7 @@ struct kafka_kept {
     struct slice key, value; /* absent as in the record */
     size_t nheaders;
     struct kafka_header *headers;
+    bool is_padded; /* while it is not moved: see struct kafka_record */
 
     /* The keeper's own. */
     void *owner;

@@ -296,7 +296,7 @@ static bool unwrap_schema(struct scan *scan, struct kafka_kept *kept,
     static const char *const names[] = {"schema", "payload"};
     struct slice members[2];
 
-    if (!scan_members(scan, out->body, names, 2, members, err))
+    if (!scan_members(scan, out->body, false, names, 2, members, err))
         return false;
     if (members[0].ptr && members[1].ptr)
         out->body = keep(kept, members[1]);
@@ -323,8 +323,8 @@ static bool debezium(struct scan *scan, struct kafka_kept *kept,
         buf_add_text(&wrapped, "{\"text\":");
         buf_add(&wrapped, out->body.ptr, out->body.len);
         buf_add_char(&wrapped, '}');
-        ok = scan_members(scan, (struct slice){wrapped.ptr, wrapped.len}, name,
-                          1, &text, err);
+        ok = scan_members(scan, (struct slice){wrapped.ptr, wrapped.len}, false,
+                          name, 1, &text, err);
         if (ok)
             out->body = kafka_kept_note(kept, text);
         buf_fini(&wrapped);
@@ -363,8 +363,8 @@ static bool by_body(struct scan *scan, enum format format,
 {
     struct slice members[MEMBER_COUNT] = {{NULL, 0}};
     struct err fault;
-    bool is_object = scan_members(scan, kept->value, member_names, MEMBER_COUNT,
-                                  members, &fault);
+    bool is_object = scan_members(scan, kept->value, kept->is_padded,
+                                  member_names, MEMBER_COUNT, members, &fault);
 
     if (!is_object && format == FORMAT_AUTO && out->facts[FACT_ID].ptr &&
         scan_starts_with(kept->value, '"'))

@@ -398,7 +398,7 @@ static int push_raw(lua_State *L, struct event *ev)
         return 1;
     }
     if (!r->is_parsed &&
-        scan_members(vm_of(L)->rt->scan, r->m.body,
+        scan_members(vm_of(L)->rt->scan, r->m.body, true,
                      r->m.form == BODY_NATIVE ? native : cloud, 1, &found,
                      &err) &&
         (scan_starts_with(found, '{') || scan_starts_with(found, '['))) {

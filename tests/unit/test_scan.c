@@ -1,9 +1,12 @@
+#include "base/mem.h"
 #include "base/scan.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -33,11 +36,39 @@ static void assert_slice(struct slice value, const char *text)
     assert_memory_equal(value.ptr, text, value.len);
 }
 
-static bool scan(struct scan *s, const char *json, struct slice values[N])
+/* The same text where it lies, with bytes behind it that would go on. */
+static bool scan_in_place(struct scan *s, const char *json,
+                          struct slice values[N])
 {
+    static const char behind[] = "1234567890\"}]}\\u0041,\"type\":\"other\"}";
+    static char place[4096];
+    size_t len = strlen(json);
     struct err err;
 
-    return scan_members(s, slice_of(json), names, N, values, &err);
+    assert_true(len + SCAN_PADDING <= sizeof(place));
+    memcpy(place, json, len);
+    for (size_t i = 0; i < SCAN_PADDING; i++)
+        place[len + i] = behind[i % (sizeof(behind) - 1)];
+    return scan_members(s, (struct slice){place, len}, true, names, N, values,
+                        &err);
+}
+
+static bool scan(struct scan *s, const char *json, struct slice values[N])
+{
+    struct slice here[N];
+    struct err err;
+    bool ok = scan_in_place(s, json, here);
+    char *kept[N] = {0};
+
+    for (size_t i = 0; ok && i < N; i++) /* a call ends the former's values */
+        kept[i] = here[i].ptr ? xstrndup(here[i].ptr, here[i].len) : NULL;
+    assert_int_equal(
+        scan_members(s, slice_of(json), false, names, N, values, &err), ok);
+    for (size_t i = 0; ok && i < N; i++) {
+        assert_slice(values[i], kept[i]);
+        free(kept[i]);
+    }
+    return ok;
 }
 
 static void members_come_back_as_text(void **state)
