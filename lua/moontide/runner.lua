@@ -404,8 +404,12 @@ function Batch:again_without(list, verdicts)
   return self:attempt(rest)
 end
 
-function Batch:settle_known(list)
-  for _, i in ipairs(list) do self:finish(i, nil, true) end
+local function joined(first, second)
+  if #first == 0 then return second end
+  local all = {}
+  for _, i in ipairs(first) do all[#all + 1] = i end
+  for _, i in ipairs(second) do all[#all + 1] = i end
+  return all
 end
 
 -- The inbox knows some of them, or somebody else is at them right now.
@@ -436,6 +440,15 @@ local function objection(tx, list, verdicts, failure, at)
   if not verdicts then return "halve", list, failure end
 end
 
+-- A COMMIT that failed is nobody's in particular.
+function Batch:uncommitted(tx, list, partitions, err)
+  local refused = tx:refused()
+  if refused then return self:again_carefully(list, refused) end
+  if self.is_each and #list > 1 and CONTENTION[err.code] then return self:part(list) end
+  if err.code == FENCED and #partitions > 1 then return self:halve(list, of_db(err)) end
+  return self:settle_all(list, of_db(err))
+end
+
 function Batch:attempt_in_transaction(list)
   local tx, err = host.db_tx.begin()
   if not tx then return self:settle_all(list, of_db(err)) end
@@ -445,19 +458,16 @@ function Batch:attempt_in_transaction(list)
     return self:settle_all(list, known)
   end
   local verdicts, failure, at = self:run_in(tx, fresh)
-  local method, a, b, c = objection(tx, fresh, verdicts, failure, at)
+  list = joined(known, fresh)
+  local method, a, b, c = objection(tx, list, verdicts, failure, at and #known + at)
   if method then
     tx:rollback()
-    self:settle_known(known)
     return self[method](self, a, b, c)
   end
-  local ok, commit_err = tx:commit_fenced(host.handler, self:fences(list))
-  if not ok then
-    local refused = tx:refused()
-    if refused then return self:again_carefully(list, refused) end
-    return self:settle_all(list, of_db(commit_err))
-  end
-  self:settle_known(known)
+  local sources, partitions, epochs = self:fences(list)
+  local ok, commit_err = tx:commit_fenced(host.handler, sources, partitions, epochs)
+  if not ok then return self:uncommitted(tx, list, partitions, commit_err) end
+  for _, i in ipairs(known) do self:finish(i, nil, true) end
   for _, i in ipairs(fresh) do self:finish(i, verdicts[i]) end
 end
 

@@ -19,7 +19,7 @@ static void start(struct harness *h, const char *source, const char *decl)
 }
 
 /* Event e<n> with payload { n = <n> }. */
-static void offer(struct harness *h, uint32_t n, uint64_t lane)
+static struct offer event(uint32_t n, uint64_t lane)
 {
     static char ids[MANY][8];
     struct offer o;
@@ -29,6 +29,13 @@ static void offer(struct harness *h, uint32_t n, uint64_t lane)
     snprintf(ids[n], sizeof(ids[n]), "e%u", n);
     o = harness_event(n, lane, payload);
     o.m.facts[FACT_ID] = slice_of(ids[n]);
+    return o;
+}
+
+static void offer(struct harness *h, uint32_t n, uint64_t lane)
+{
+    struct offer o = event(n, lane);
+
     harness_give(h, &o);
 }
 
@@ -153,6 +160,64 @@ static void who_waits_for_each_other_is_parted(void **state)
     assert_int_equal(asked("SELECT count(*) FROM event_inbox"), MANY);
 }
 
+/* The second is a duplicate of the first only when that has committed. */
+static void one_event_twice_is_done_once_or_not_at_all(void **state)
+{
+    static const char *const ends[] = {"", "error('never')"};
+    char source[200];
+
+    (void)state;
+    for (int fails = 0; fails < 2; fails++) {
+        struct harness h;
+        struct offer o;
+
+        snprintf(source, sizeof(source),
+                 "return { handle = function(event, ctx) ctx.tx:exec('INSERT"
+                 " INTO t VALUES ($1)', event.payload.n) %s end }",
+                 ends[fails]);
+        start(&h, source, EACH);
+        offer(&h, 0, 1);
+        o = event(1, 2);
+        o.m.facts[FACT_ID] = SLICE_LIT("e0");
+        harness_give(&h, &o);
+        harness_wait(&h, 2);
+        for (uint32_t n = 0; n < 2; n++)
+            assert_int_equal(of(&h, n).verdict,
+                             fails ? VERDICT_RETRY : VERDICT_ACK);
+        harness_fini(&h);
+        assert_int_equal(asked("SELECT count(*) FROM t"), !fails);
+    }
+}
+
+/* Who shares a transaction with a partition that was lost keeps its own. */
+static void only_the_lost_partition_is_fenced(void **state)
+{
+    struct harness h;
+
+    (void)state;
+    start(&h,
+          "return { handle = function(event, ctx) ctx.tx:exec('INSERT INTO t"
+          " VALUES ($1)', event.payload.n) end }",
+          EACH);
+    sql("INSERT INTO event_handler_positions (handler_name, source, partition,"
+        " seq, epoch) VALUES ('probe', 'kafka', 'orders/1', 0, 6), ('probe',"
+        " 'kafka', 'orders/2', 0, 7)");
+    for (uint32_t n = 0; n < MANY; n++) {
+        struct offer o = event(n, n + 1);
+
+        o.m.partition = n % 2 ? SLICE_LIT("orders/1") : SLICE_LIT("orders/2");
+        o.d.epoch = 6;
+        harness_give(&h, &o);
+    }
+    harness_wait(&h, MANY);
+    for (uint32_t n = 0; n < MANY; n++)
+        assert_int_equal(of(&h, n).verdict,
+                         n % 2 ? VERDICT_ACK : VERDICT_FENCED);
+    harness_fini(&h);
+    assert_int_equal(asked("SELECT count(*) FROM t"), MANY / 2);
+    sql("TRUNCATE event_handler_positions");
+}
+
 /* Mail or HTTP would go out once more when another delivery failed. */
 static void other_effects_have_a_transaction_each(void **state)
 {
@@ -218,6 +283,8 @@ int main(void)
         cmocka_unit_test(who_fails_takes_nobody_along),
         cmocka_unit_test(what_the_inbox_knows_is_not_run_again),
         cmocka_unit_test(who_waits_for_each_other_is_parted),
+        cmocka_unit_test(one_event_twice_is_done_once_or_not_at_all),
+        cmocka_unit_test(only_the_lost_partition_is_fenced),
         cmocka_unit_test(other_effects_have_a_transaction_each),
         cmocka_unit_test(batches_of_other_lanes_run_beside),
     };
