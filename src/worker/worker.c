@@ -35,6 +35,21 @@ static const char component[] = "worker";
 #define MAX_UNITS       1024
 #define IDLE_TICKS      8
 
+struct waiting {
+    const struct msg_head *msg;
+    size_t len;
+    int seat, next; /* next of the same seat, or -1 */
+    bool is_taken;
+};
+
+/* A unit, and what waits for it: the batch is dealt with unit by unit, so that
+ * a VM runs many events in a row though they come mixed. A lane is of one unit,
+ * and keeps its order. */
+struct seat {
+    struct unit *unit;
+    int first, last; /* in the batch, or -1 */
+};
+
 struct worker {
     struct runtime rt;
     struct channel channel;
@@ -49,16 +64,16 @@ struct worker {
     json_t *config;
     const char *node;
 
-    struct unit *units[MAX_UNITS];
+    struct seat seats[MAX_UNITS]; /* by id */
     int n_units;
-    struct unit *last; /* of the last delivery */
+    int last; /* seat of the last delivery */
 
-    /* Read from the ring and not yet dealt with. */
-    const struct msg_head *peeked;
-    size_t peeked_len;
-    int taken;            /* messages of this batch */
-    bool is_sharing;      /* the last one has more deliveries */
-    uint64_t batch_start; /* tail at its start */
+    /* Messages with one delivery, read and not yet dealt with. */
+    struct waiting batch[BATCH_MESSAGES];
+    int n_batch;
+    int serving;          /* the seat whose turn it is, or -1 */
+    int taken;            /* messages read since the ring was released */
+    uint64_t batch_start; /* tail at that time */
 
     uint64_t tail_before; /* at the last tick of the metrics' timer */
     int idle_ticks;
@@ -92,14 +107,32 @@ static bool on_call(struct runtime *rt, uint32_t id, struct slice request)
 
 /* --- units ----------------------------------------------------------------------- */
 
-static struct unit *find_unit(struct worker *w, uint32_t id)
+/* The seat of this id, or where it would be. */
+static int seat_for(const struct worker *w, uint32_t id)
 {
-    if (w->last && unit_id(w->last) == id)
+    int from = 0, to = w->n_units;
+
+    if (w->last < to && unit_id(w->seats[w->last].unit) == id)
         return w->last;
-    for (int i = 0; i < w->n_units; i++)
-        if (unit_id(w->units[i]) == id)
-            return w->last = w->units[i];
-    return NULL;
+    while (from < to) {
+        int middle = (from + to) / 2;
+
+        if (unit_id(w->seats[middle].unit) < id)
+            from = middle + 1;
+        else
+            to = middle;
+    }
+    return from;
+}
+
+/* Or -1. */
+static int find_seat(struct worker *w, uint32_t id)
+{
+    int at = seat_for(w, id);
+
+    if (at == w->n_units || unit_id(w->seats[at].unit) != id)
+        return -1;
+    return w->last = at;
 }
 
 static void on_loaded(struct unit *unit, const struct err *err)
@@ -109,6 +142,15 @@ static void on_loaded(struct unit *unit, const struct err *err)
     sender_text(&w->sender, MSG_LOADED, unit_id(unit), !err,
                 slice_of(err ? err->msg : ""));
     sender_show(&w->sender);
+}
+
+static void seat_unit(struct worker *w, struct unit *unit)
+{
+    int at = seat_for(w, unit_id(unit));
+
+    memmove(&w->seats[at + 1], &w->seats[at],
+            (size_t)(w->n_units++ - at) * sizeof(*w->seats));
+    w->seats[at] = (struct seat){unit, -1, -1};
 }
 
 static void load_unit(struct worker *w, uint32_t id, struct slice bundle)
@@ -122,19 +164,17 @@ static void load_unit(struct worker *w, uint32_t id, struct slice bundle)
         json_decref(json);
         return;
     }
-    w->units[w->n_units] = unit_new(&w->rt, id, json, on_loaded);
-    w->n_units++;
+    seat_unit(w, unit_new(&w->rt, id, json, on_loaded));
     json_decref(json);
 }
 
-static void forget_unit(struct worker *w, struct unit *unit)
+static void forget_unit(struct worker *w, const struct unit *unit)
 {
-    for (int i = 0; i < w->n_units; i++)
-        if (w->units[i] == unit) {
-            w->units[i] = w->units[--w->n_units];
-            break;
-        }
-    w->last = NULL;
+    int at = find_seat(w, unit_id(unit));
+
+    memmove(&w->seats[at], &w->seats[at + 1],
+            (size_t)(--w->n_units - at) * sizeof(*w->seats));
+    w->last = 0;
 }
 
 static void on_unloaded(struct unit *unit)
@@ -153,7 +193,7 @@ static void drain(struct worker *w)
 {
     w->is_draining = true;
     for (int i = 0; i < w->n_units; i++)
-        unit_unload(w->units[i], on_unloaded);
+        unit_unload(w->seats[i].unit, on_unloaded);
     if (!w->n_units)
         ev_break(w->loop, EVBREAK_ALL);
 }
@@ -167,57 +207,41 @@ static void broken(struct worker *w, const char *what)
     ev_break(w->loop, EVBREAK_ALL);
 }
 
-/* The next message without taking it. */
-static const struct msg_head *peek(struct worker *w)
-{
-    if (w->peeked)
-        return w->peeked;
-    switch (ring_next(&w->down, &w->peeked, &w->peeked_len)) {
-    case RING_MESSAGE: return w->peeked;
-    case RING_EMPTY: break;
-    case RING_BROKEN: broken(w, "ring"); break;
-    }
-    w->peeked = NULL;
-    return NULL;
-}
-
 static bool batch_is_full(const struct worker *w)
 {
     return w->taken >= BATCH_MESSAGES || w->sender.is_blocked ||
            w->down.tail - w->batch_start > BATCH_BYTES;
 }
 
-static bool is_one_for(const struct msg_head *msg, size_t len, uint32_t vm)
+/* The first that waits for the seat, out of the batch. */
+static const struct waiting *take_waiting(struct worker *w, int seat)
 {
-    const struct msg_deliver *m = (const void *)msg;
-    const struct delivery_msg *to = (const void *)m->bytes;
+    struct waiting *first = &w->batch[w->seats[seat].first];
 
-    return msg->kind == MSG_DELIVER && len >= sizeof(*m) + sizeof(*to) &&
-           m->n == 1 && to->vm == vm;
+    w->seats[seat].first = first->next;
+    first->is_taken = true;
+    return first;
 }
 
-/* For the serve loop: the next delivery of the same vm, if that is what comes
- * next, and nobody else takes part in it. */
+/* For the serve loop: the next delivery of the same unit, if one waits. */
 static bool take_next(struct runtime *rt, uint32_t vm, struct record **record,
                       struct delivery_msg *d)
 {
     struct worker *w = rt->owner;
     const struct delivery_msg *to;
-    const struct msg_head *msg;
+    const struct waiting *next;
     size_t n;
 
-    if (batch_is_full(w) || w->is_sharing)
+    if (w->serving < 0 || w->seats[w->serving].first < 0 ||
+        unit_id(w->seats[w->serving].unit) != vm)
         return false;
-    msg = peek(w);
-    if (!msg || !is_one_for(msg, w->peeked_len, vm))
-        return false;
+    next = &w->batch[w->seats[w->serving].first];
     *record = record_take(rt);
-    if (!read_deliver(msg, w->peeked_len, &(*record)->m, &to, &n)) {
+    if (!read_deliver(next->msg, next->len, &(*record)->m, &to, &n)) {
         record_put(rt, *record);
         return false; /* whoever takes it says that it is nonsense */
     }
-    w->peeked = NULL;
-    w->taken++;
+    take_waiting(w, w->serving);
     *d = *to;
     return true;
 }
@@ -225,10 +249,10 @@ static bool take_next(struct runtime *rt, uint32_t vm, struct record **record,
 static void deliver_to(struct worker *w, struct record *record,
                        const struct delivery_msg *d)
 {
-    struct unit *unit = find_unit(w, d->vm);
+    int seat = find_seat(w, d->vm);
 
-    if (unit) {
-        unit_offer(unit, record, d);
+    if (seat >= 0) {
+        unit_offer(w->seats[seat].unit, record, d);
         return;
     }
     on_verdict(&w->rt,
@@ -239,8 +263,8 @@ static void deliver_to(struct worker *w, struct record *record,
                NULL);
 }
 
-/* An event goes to all its handlers here before the next one is read: it is
- * parsed once, and the parser's memory is taken by the next. */
+/* To all its handlers here, one after the other: it is parsed once, and the
+ * parser's memory is taken by the next. */
 static void deliver(struct worker *w, const struct msg_head *msg, size_t len)
 {
     const struct delivery_msg *to;
@@ -251,18 +275,58 @@ static void deliver(struct worker *w, const struct msg_head *msg, size_t len)
         broken(w, "delivery");
         n = 0;
     }
-    for (size_t i = 0; i < n; i++) {
-        w->is_sharing = i + 1 < n;
+    for (size_t i = 0; i < n; i++)
         deliver_to(w, record, &to[i]);
-    }
     record_put(&w->rt, record);
+}
+
+/* The seat of a message with one delivery; -1: it has several, or is another
+ * kind of message, or is for nobody here. */
+static int seat_of(struct worker *w, const struct msg_head *msg, size_t len)
+{
+    const struct msg_deliver *m = (const void *)msg;
+    const struct delivery_msg *to = (const void *)m->bytes;
+
+    if (msg->kind != MSG_DELIVER || len < sizeof(*m) + sizeof(*to) || m->n != 1)
+        return -1;
+    return find_seat(w, to->vm);
+}
+
+static void let_wait(struct worker *w, int seat, const struct msg_head *msg,
+                     size_t len)
+{
+    struct seat *s = &w->seats[seat];
+    int at = w->n_batch++;
+
+    w->batch[at] = (struct waiting){msg, len, seat, -1, false};
+    if (s->first < 0)
+        s->first = at;
+    else
+        w->batch[s->last].next = at;
+    s->last = at;
+}
+
+static void deal_with_batch(struct worker *w)
+{
+    for (int i = 0; i < w->n_batch; i++) {
+        if (w->batch[i].is_taken)
+            continue;
+        w->serving = w->batch[i].seat;
+        while (w->seats[w->serving].first >= 0) {
+            const struct waiting *first = take_waiting(w, w->serving);
+
+            deliver(w, first->msg, first->len);
+        }
+    }
+    w->serving = -1;
+    w->n_batch = 0;
 }
 
 static void handle(struct worker *w, const struct msg_head *msg, size_t len)
 {
     struct slice text;
-    struct unit *unit;
     uint32_t id;
+    int seat;
     bool ok;
 
     if (msg->kind == MSG_DELIVER) {
@@ -276,9 +340,9 @@ static void handle(struct worker *w, const struct msg_head *msg, size_t len)
     switch (msg->kind) {
     case MSG_LOAD: load_unit(w, id, text); break;
     case MSG_UNLOAD:
-        unit = find_unit(w, id);
-        if (unit)
-            unit_unload(unit, on_unloaded);
+        seat = find_seat(w, id);
+        if (seat >= 0)
+            unit_unload(w->seats[seat].unit, on_unloaded);
         break;
     case MSG_REPLY: runtime_reply(&w->rt, id, ok, text); break;
     case MSG_DRAIN: drain(w); break;
@@ -288,33 +352,48 @@ static void handle(struct worker *w, const struct msg_head *msg, size_t len)
 
 static void end_batch(struct worker *w)
 {
-    /* What was peeked stays in the ring. */
-    uint64_t tail = w->down.tail;
-
-    if (w->peeked)
-        w->down.tail -= (w->peeked_len + 7) & ~(uint64_t)7;
     ring_release(&w->down);
-    w->down.tail = tail;
     if (ring_reader_should_wake(&w->down))
         channel_wake(w->channel.wake_host_fd);
     sender_show(&w->sender);
+}
+
+static const struct msg_head *next_message(struct worker *w, size_t *len)
+{
+    const struct msg_head *msg;
+
+    switch (ring_next(&w->down, &msg, len)) {
+    case RING_MESSAGE: return msg;
+    case RING_EMPTY: break;
+    case RING_BROKEN: broken(w, "ring"); break;
+    }
+    return NULL;
 }
 
 /* One batch; true when there may be more. */
 static bool read_batch(struct worker *w)
 {
     const struct msg_head *msg;
+    size_t len;
 
     w->taken = 0;
     w->batch_start = w->down.tail;
-    while (!batch_is_full(w) && (msg = peek(w)) != NULL && !w->exit_code) {
-        w->peeked = NULL;
+    while (!batch_is_full(w) && !w->exit_code &&
+           (msg = next_message(w, &len)) != NULL) {
+        int seat = seat_of(w, msg, len);
+
         w->taken++;
-        handle(w, msg, w->peeked_len);
+        if (seat >= 0) {
+            let_wait(w, seat, msg, len);
+            continue;
+        }
+        deal_with_batch(w); /* it came before this one */
+        handle(w, msg, len);
     }
+    deal_with_batch(w);
     if (!w->sender.is_blocked)
         for (int i = 0; i < w->n_units; i++)
-            unit_flush(w->units[i]);
+            unit_flush(w->seats[i].unit);
     end_batch(w);
     return w->taken > 0;
 }
@@ -360,7 +439,7 @@ static void on_prepare(struct ev_loop *loop, ev_prepare *prepare, int events)
     }
     more = read_batch(w);
     vms_reap(&w->rt);
-    if (w->sender.is_blocked || more || w->peeked) {
+    if (w->sender.is_blocked || more) {
         stay_awake(w, true);
         return;
     }
@@ -425,7 +504,7 @@ static void on_metrics(struct ev_loop *loop, ev_timer *timer, int events)
     send_metrics(w);
     give_back_memory(w);
     for (int i = 0; i < w->n_units; i++)
-        unit_sweep(w->units[i], atomic_load(&control->up.tail),
+        unit_sweep(w->seats[i].unit, atomic_load(&control->up.tail),
                    atomic_load(&control->down.head), w->down.tail);
 }
 
@@ -460,7 +539,7 @@ static void *lua_thread(void *arg)
     ev_run(w->loop, 0);
     send_metrics(w);
     while (w->n_units) {
-        struct unit *unit = w->units[0];
+        struct unit *unit = w->seats[0].unit;
 
         forget_unit(w, unit);
         unit_free(unit);
@@ -560,6 +639,7 @@ static bool set_up(struct worker *w, const int fds[4], struct err *err)
     w->rt.control = w->channel.control;
     w->rt.backends = w->channel.control->backends;
     w->rt.owner = w;
+    w->serving = -1;
     w->rt.verdict = on_verdict;
     w->rt.next = take_next;
     w->rt.call = on_call;
