@@ -125,7 +125,24 @@ def kafka_at_half(bench, broker):
     load.make_topic(broker, "load")
     host = Host(bench.folder / "kafka-load", {"took": load.HANDLER}, brokers=broker.bootstrap,
                 topics=["load"])
-    load.at_half(bench, "Kafka", host, ("kafka", broker.bootstrap, "load"), 2_000_000)
+    rate = load.at_half(bench, "Kafka", host, ("kafka", broker.bootstrap, "load"), 2_000_000)
+    bare_at_half(bench, broker, rate)
+
+
+def bare_at_half(bench, broker, rate):
+    """A consumer that does nothing else, at the same load, by the records' own times."""
+    load.make_topic(broker, "bare")
+    count, first = int(rate * (load.WARM_UP + 20)), int(rate * load.WARM_UP)
+    bare = subprocess.Popen([str(BUILD / "bench/limit_latency"), broker.bootstrap, "bare",
+                             str(count)], stdout=subprocess.PIPE, text=True)
+    bare.stdout.readline()
+    with load.sending(rate, count, 1000, "kafka", broker.bootstrap, "bare") as sender:
+        took = [float(line) / 1000 for line in bare.stdout][first:]
+        late = json.load(sender.stdout)["late_ms"]
+    bare.wait()
+    bench.row("  bare consumer, half the load: p50", [percentile(took, 0.5)], "ms")
+    bench.row("  p99", [percentile(took, 0.99)], "ms")
+    bench.row("  the sender behind its plan, at most", [late], "ms")
 
 
 def outbox_at_half(bench, server):

@@ -110,7 +110,8 @@ def over(seconds, start, end):
 
 
 def at_half(bench, name, host, sink, events):
-    """A minute of it, with what the first and the last quarter of it took."""
+    """A minute of it, with what the first and the last quarter of it took; gives the
+    rate."""
     length = max(8, 60 * bench.args.scale)
     host.start()
     try:
@@ -132,3 +133,4 @@ def at_half(bench, name, host, sink, events):
               [percentile_of(over(seconds, start, start + quarter), 0.99)], "ms", "≤ 25")
     bench.row("  p99 of the last quarter minute",
               [percentile_of(over(seconds, end - quarter, end), 0.99)], "ms", "≤ 25")
+    return most / 2

@@ -1,7 +1,8 @@
 /*
  * What librdkafka alone needs from produce to consume: limit_latency BROKERS
  * TOPIC EVENTS. Says "ready", then prints one latency (µs) a line, by the time
- * that the producer wrote into each event.
+ * that the producer wrote into each event, or else by the record's own time, to
+ * the millisecond.
  */
 #include <librdkafka/rdkafka.h>
 #include <stdio.h>
@@ -40,6 +41,14 @@ static rd_kafka_t *assign(const char *brokers, const char *topic)
     return rk;
 }
 
+static double sent_us(const rd_kafka_message_t *m)
+{
+    const char *sent = memmem(m->payload, m->len, "sent_us\": ", 10);
+
+    return sent ? strtod(sent + 10, NULL)
+                : (double)rd_kafka_message_timestamp(m, NULL) * 1e3;
+}
+
 int main(int argc, char **argv)
 {
     rd_kafka_t *rk;
@@ -54,13 +63,11 @@ int main(int argc, char **argv)
     fflush(stdout);
     while (events > 0) {
         rd_kafka_message_t *m = rd_kafka_consumer_poll(rk, 1000);
-        const char *sent;
 
         if (!m)
             continue;
-        sent = m->err ? NULL : memmem(m->payload, m->len, "sent_us\": ", 10);
-        if (sent) {
-            printf("%.1f\n", now_us() - strtod(sent + 10, NULL));
+        if (!m->err) {
+            printf("%.1f\n", now_us() - sent_us(m));
             events--;
         }
         rd_kafka_message_destroy(m);
