@@ -65,8 +65,8 @@ def main():
         Host(bench.folder / "setup", {}, database=url).cli("migrate", "up", "--ids", "text")
         load.make_topic(broker, "nothing")
         host, worker = idle(four(bench, broker, url, "nothing"))
-        bench.row("host, idle", [host], "MiB", "≤ 40")
-        bench.row("worker, four handlers, idle", [worker], "MiB", "≤ 30")
+        bench.row("host, idle", [host], "MiB", "≤ 20")
+        bench.row("worker, four handlers, idle", [worker], "MiB", "≤ 15")
         subprocess.run([str(BUILD / "bench/bench_fill"), broker.bootstrap, "orders", str(events),
                         "8", "5000", "600", "headers"], check=True)
         samples = draining(four(bench, broker, url, "orders"), events)

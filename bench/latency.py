@@ -115,7 +115,7 @@ def outbox(bench, server, how, count):
         paced(count, send)
         fast = how != "poll"
         row(bench, f"outbox, commit → handler, {how}", latencies(host, sent),
-            "≤ 0.4" if fast else "≤ 2.5", "")
+            "≤ 0.3" if fast else "≤ 2.5", "")
     finally:
         host.end(timeout=40)
         connection.close()

@@ -36,7 +36,7 @@ def main():
         bench.row("  CPU, host and worker", [r["cpu_us"] for r in mine], "µs/event")
         bench.row("  CPU, database", [r["server_us"] for r in mine], "µs/event")
         bench.row("  peak memory, host", [r["host_mib"] for r in mine], "MiB")
-        bench.row("WAL for reading", [r["wal_bytes"] for r in mine], "bytes/event", "≤ 0.1")
+        bench.row("WAL for reading", [r["wal_bytes"] for r in mine], "bytes/event", "≤ 0.01")
 
 
 main()

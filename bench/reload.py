@@ -130,7 +130,7 @@ def pause(bench, broker):
     without, *_ = gaps(bench, broker, "undisturbed", calm)
     bench.raw["gaps"] = {"reload": with_it, "calm": without}
     p99, p99_calm = percentile(with_it, 0.99), percentile(without, 0.99)
-    bench.row("longest pause of a lane by a reload, p99", [max(0, p99 - p99_calm)], "ms", "≤ 5")
+    bench.row("longest pause of a lane by a reload, p99", [max(0, p99 - p99_calm)], "ms", "≤ 2")
     bench.row("  longest gap of a lane with a reload, p99", [p99], "ms")
     bench.row("  without", [p99_calm], "ms")
     bench.row("  longest gap with a reload", with_it, "ms")

@@ -41,7 +41,7 @@ def main():
             host = Host(bench.folder / f"many{i}", few, brokers="embedded", topics=["t"])
             return ms_until(host, lambda: host.log_has("host/host: started "), "the start")
 
-        bench.row("start to the first event handled", bench.repeat(first), "ms", "≤ 300")
+        bench.row("start to the first event handled", bench.repeat(first), "ms", "≤ 200")
         bench.row("start with 1,000 handlers", bench.repeat(many), "ms", "≤ 2,000")
 
 
