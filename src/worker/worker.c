@@ -6,7 +6,6 @@
  */
 #include "worker/worker.h"
 
-#include "base/buf.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -15,8 +14,8 @@
 #include "worker/sender.h"
 #include "worker/unit.h"
 #include "worker/watchdog.h"
+#include "worker/worker_start.h"
 
-#include <errno.h>
 #include <ev.h>
 #include <malloc.h>
 #include <pthread.h>
@@ -24,7 +23,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 static const char component[] = "worker";
@@ -551,79 +549,13 @@ static void *lua_thread(void *arg)
 
 /* --- start -------------------------------------------------------------------------------- */
 
-static bool read_config(struct worker *w, int fd, struct err *err)
-{
-    struct buf text = {0};
-    json_error_t error;
-    ssize_t n;
-
-    while ((n = read(fd, buf_reserve(&text, 65536), 65536)) > 0)
-        text.len += (size_t)n;
-    close(fd);
-    w->config = json_loadb(text.ptr ? text.ptr : "", text.len, 0, &error);
-    buf_fini(&text);
-    if (n < 0)
-        return err_set(err, ERR_FATAL, "reading the configuration: %s",
-                       strerror(errno));
-    if (!w->config)
-        return err_set(err, ERR_FATAL, "the configuration is no JSON: %s",
-                       error.text);
-    return true;
-}
-
-static void set_up_log(const struct worker *w)
-{
-    const json_t *log = json_object_get(w->config, "log");
-    const char *level = json_string_value(json_object_get(log, "level"));
-    const char *format = json_string_value(json_object_get(log, "format"));
-    enum log_level at = LOG_INFO;
-    char name[32];
-
-    if (level)
-        log_level_parse(level, &at);
-    snprintf(name, sizeof(name), "worker-%d", w->rt.index);
-    log_init(at, format && strcmp(format, "json") == 0 ? LOG_JSON : LOG_HUMAN,
-             name);
-}
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#    define IS_SANITIZED 1
-#else
-#    define IS_SANITIZED 0
-#endif
-
-/* Address space: Lua's stack, our libraries, rings, and the limits of as many
- * handlers as one may reasonably have here. The allocator's limit is what
- * usually acts; this is the second belt. */
-static void set_limits(const struct worker *w)
-{
-    struct rlimit none = {0, 0}, space;
-    const json_t *limit = runtime_setting(&w->rt, "workers.memory_limit");
-    rlim_t per_vm = json_is_integer(limit) ? (rlim_t)json_integer_value(limit)
-                                           : (rlim_t)64 << 20;
-
-    setrlimit(RLIMIT_CORE, &none);
-    space.rlim_cur = space.rlim_max =
-        LUA_STACK_BYTES + ((rlim_t)2 << 30) + 32 * per_vm;
-    if (!IS_SANITIZED)
-        setrlimit(RLIMIT_AS, &space);
-}
-
-static bool parse_fds(int argc, char **argv, int fds[4])
-{
-    for (int i = 1; i + 1 < argc; i++)
-        if (strcmp(argv[i], "--fds") == 0)
-            return sscanf(argv[i + 1], "%d,%d,%d,%d", &fds[0], &fds[1], &fds[2],
-                          &fds[3]) == 4;
-    return false;
-}
-
 static bool set_up(struct worker *w, const int fds[4], struct err *err)
 {
     struct ev_loop *loop;
     json_t *settings;
 
-    if (!read_config(w, fds[3], err))
+    w->config = start_config(fds[3], err);
+    if (!w->config)
         return false;
     settings = json_object_get(w->config, "settings");
     loop = ev_loop_new(EVFLAG_AUTO);
@@ -633,7 +565,7 @@ static bool set_up(struct worker *w, const int fds[4], struct err *err)
     runtime_init(&w->rt, loop, settings);
     w->rt.index = (int)json_integer_value(json_object_get(w->config, "index"));
     w->rt.node = json_string_value(json_object_get(w->config, "node"));
-    set_up_log(w);
+    start_log(w->config, w->rt.index);
     if (!channel_attach(&w->channel, fds[0], fds[1], fds[2], err))
         return false;
     w->rt.control = w->channel.control;
@@ -646,7 +578,7 @@ static bool set_up(struct worker *w, const int fds[4], struct err *err)
     sender_init(&w->sender, &w->channel);
     ring_reader_init(&w->down, &w->channel.control->down, w->channel.down,
                      w->channel.control->down_size);
-    set_limits(w);
+    start_limits(&w->rt);
     return true;
 }
 
@@ -685,7 +617,7 @@ int worker_main(int argc, char **argv)
     struct err err;
     int fds[4];
 
-    if (!parse_fds(argc, argv, fds)) {
+    if (!start_fds(argc, argv, fds)) {
         fputs("moontide worker is started by moontide run\n", stderr);
         return 2;
     }
