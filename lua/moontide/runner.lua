@@ -348,9 +348,10 @@ end
 function Batch:fences(list)
   local sources, partitions, epochs, seen = {}, {}, {}, {}
   for _, i in ipairs(list) do
-    local partition = self.partitions[i]
-    if not seen[partition] then
-      seen[partition] = true
+    local of_source = seen[self.sources[i]] or {}
+    seen[self.sources[i]] = of_source
+    if not of_source[self.partitions[i]] then
+      of_source[self.partitions[i]] = true
       local n = #sources + 1
       sources[n], partitions[n], epochs[n] = host.fence(i)
     end
@@ -481,13 +482,13 @@ end
 function M.run_batch(events, context, handle)
   local self = setmetatable({
     events = events, context = context, handle = handle, broken = {},
-    event_ids = {}, lanes = {}, partitions = {},
+    event_ids = {}, lanes = {}, sources = {}, partitions = {},
     is_transaction = host.is_transaction, is_each = host.is_grouped,
     is_careful = host.mode() ~= "perform" or not host.is_sql_only,
   }, Batch)
   local list = {}
   for i = 1, #events do
-    self.event_ids[i], self.lanes[i], self.partitions[i] = host.place(i)
+    self.event_ids[i], self.lanes[i], self.sources[i], self.partitions[i] = host.place(i)
     list[i] = i
   end
   self:attempt(list)

@@ -32,15 +32,13 @@ struct kafka_part {
     void *owner; /* the user's own, NULL at first */
 };
 
-#define RECORD_PADDING 64
-
 struct kafka_record {
     struct kafka_part *part;
     int64_t offset;
     int64_t timestamp_ms;    /* -1 when the record has none */
     struct slice key, value; /* ptr NULL: absent; a tombstone has no value */
     void *message;           /* kafka_keep() takes it over */
-    bool is_padded; /* RECORD_PADDING bytes after the value can be read */
+    bool is_padded; /* SCAN_PADDING bytes after the value can be read */
 };
 
 typedef void kafka_header_fn(void *arg, const char *name, struct slice value);

@@ -12,6 +12,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/scan.h"
 #include "kafka/consumer_priv.h"
 
 #include <stdlib.h>
@@ -72,9 +73,10 @@ static bool is_padded(const rd_kafka_message_t *m,
 {
     const char *end = (const char *)m->payload + m->len;
 
-    return next && next->payload && (const char *)next->payload >= end &&
+    return m->payload && next && next->payload &&
+           (const char *)next->payload >= end &&
            (const char *)next->payload - end < PAGE_BYTES &&
-           (const char *)next->payload + next->len - end >= RECORD_PADDING;
+           (const char *)next->payload + next->len - end >= SCAN_PADDING;
 }
 
 /* true when the owner has taken the record: the message is gone then. `next`

@@ -384,6 +384,8 @@ static int push_source(lua_State *L, struct event *ev)
     return 1;
 }
 
+_Static_assert(MSG_PADDING >= SCAN_PADDING, "a body in the ring is not padded");
+
 /* The payload's own bytes; of a body that is no JSON, all of it. An envelope is
  * searched for them, not decoded; what that cannot answer, decoding does. */
 static int push_raw(lua_State *L, struct event *ev)

@@ -2,7 +2,6 @@
 
 #include "base/check.h"
 #include "base/clock.h"
-#include "base/hash.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "worker/watchdog.h"
@@ -260,13 +259,14 @@ static struct event *event_at(lua_State *L, int index)
     return ev;
 }
 
-/* Lua's numbers are whole up to here: hashes keep so many bits. */
-static void push_hash(lua_State *L, uint64_t hash)
+static void push_source(lua_State *L, const struct event_msg *m)
 {
-    lua_pushnumber(L, (double)(hash & (((uint64_t)1 << 53) - 1)));
+    lua_pushstring(L, source_kind_name(m->source));
+    lua_pushlstring(L, m->partition.ptr ? m->partition.ptr : "",
+                    m->partition.len);
 }
 
-/* (i|nil) → id, lane, partition: the last two as numbers to compare */
+/* (i|nil) → id, lane (a number to compare), source, partition */
 int unit_l_place(lua_State *L)
 {
     struct event *ev = event_at(L, 1);
@@ -277,10 +277,11 @@ int unit_l_place(lua_State *L)
         lua_pushlstring(L, id.ptr, id.len);
     else
         lua_pushnil(L);
-    push_hash(L, ev->d.lane);
-    push_hash(
-        L, hash_mix(hash_bytes(m->partition.ptr, m->partition.len), m->source));
-    return 3;
+    /* As many bits as a number has: lanes that then look alike are given back
+     * together, which costs time and no order. */
+    lua_pushnumber(L, (double)(ev->d.lane & (((uint64_t)1 << 53) - 1)));
+    push_source(L, m);
+    return 4;
 }
 
 /* (i|nil) → source, partition, epoch */
@@ -289,9 +290,7 @@ int unit_l_fence(lua_State *L)
     const struct event *ev = event_at(L, 1);
     const struct event_msg *m = &ev->record->m;
 
-    lua_pushstring(L, source_kind_name(m->source));
-    lua_pushlstring(L, m->partition.ptr ? m->partition.ptr : "",
-                    m->partition.len);
+    push_source(L, m);
     lua_pushnumber(L, (double)ev->d.epoch);
     return 3;
 }

@@ -37,7 +37,6 @@ struct waiting {
     const struct msg_head *msg;
     size_t len;
     int seat, next; /* next of the same seat, or -1 */
-    bool is_taken;
 };
 
 /* A unit, and what waits for it: the batch is dealt with unit by unit, so that
@@ -212,12 +211,11 @@ static bool batch_is_full(const struct worker *w)
 }
 
 /* The first that waits for the seat, out of the batch. */
-static const struct waiting *take_waiting(struct worker *w, int seat)
+static const struct waiting *take_first(struct worker *w, int seat)
 {
-    struct waiting *first = &w->batch[w->seats[seat].first];
+    const struct waiting *first = &w->batch[w->seats[seat].first];
 
     w->seats[seat].first = first->next;
-    first->is_taken = true;
     return first;
 }
 
@@ -239,7 +237,7 @@ static bool take_next(struct runtime *rt, uint32_t vm, struct record **record,
         record_put(rt, *record);
         return false; /* whoever takes it says that it is nonsense */
     }
-    take_waiting(w, w->serving);
+    take_first(w, w->serving);
     *d = *to;
     return true;
 }
@@ -296,7 +294,7 @@ static void let_wait(struct worker *w, int seat, const struct msg_head *msg,
     struct seat *s = &w->seats[seat];
     int at = w->n_batch++;
 
-    w->batch[at] = (struct waiting){msg, len, seat, -1, false};
+    w->batch[at] = (struct waiting){msg, len, seat, -1};
     if (s->first < 0)
         s->first = at;
     else
@@ -307,11 +305,9 @@ static void let_wait(struct worker *w, int seat, const struct msg_head *msg,
 static void deal_with_batch(struct worker *w)
 {
     for (int i = 0; i < w->n_batch; i++) {
-        if (w->batch[i].is_taken)
-            continue;
         w->serving = w->batch[i].seat;
         while (w->seats[w->serving].first >= 0) {
-            const struct waiting *first = take_waiting(w, w->serving);
+            const struct waiting *first = take_first(w, w->serving);
 
             deliver(w, first->msg, first->len);
         }
