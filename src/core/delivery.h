@@ -60,6 +60,7 @@ struct delivery {
     bool is_suspect;     /* held by a worker that died of nobody knows what */
     bool is_dropped;     /* its partition closes or its handler is held:
                             whatever comes back settles nothing */
+    bool is_aside;       /* its handler is not attached: see window.c */
     uint8_t settling;    /* STORING: the enum verdict to settle with */
 };
 

@@ -16,6 +16,7 @@
 
 #include <stdint.h>
 
+struct handler;
 struct partition;
 
 struct event {
@@ -35,8 +36,14 @@ struct event {
     char *undecodable;
     /* Redrive: only this handler takes it; heap text, the event owns it. */
     char *only_handler;
+    /* Not NULL: read again for this handler, by ops->fetch(). */
+    struct handler *reader;
 
     /* The pipeline's own. */
+    bool is_wanted;         /* by its reader, who has not had it */
+    uint32_t live;          /* deliveries of handlers that are attached */
+    uint32_t aside_cost;    /* bytes it counts there */
+    struct handler *aside;  /* there are none: counted for this one instead */
     struct list deliveries; /* not yet settled */
     uint32_t pending; /* deliveries not yet settled, + 1 while being routed */
     uint32_t cost;    /* bytes it counts in the window */

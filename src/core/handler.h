@@ -51,6 +51,9 @@ struct handler {
     uint32_t vm;               /* where new deliveries run; 0: they wait */
     bool is_held;              /* a flag or a pause: detached everywhere */
     bool is_removed;           /* its file is gone */
+    uint32_t n_behind;         /* partitions in which it is */
+    uint64_t aside_cost;       /* bytes of events that wait for it alone */
+    size_t asked;              /* events its own readings have asked for */
     int64_t quarantined_until_us;
     int64_t first_strike_us; /* of the last ones, see dispatch.c */
     int strikes;

@@ -4,7 +4,8 @@
  *
  * It has no list of its events: per handler a cursor lists the deliveries not
  * yet settled in the order of arrival, and the handler's position is the first
- * of them, or where the reading stands.
+ * of them, or where the reading stands. A handler that is behind has a reading
+ * of its own (behind.c).
  */
 #ifndef MT_CORE_PARTITION_H
 #define MT_CORE_PARTITION_H
@@ -37,15 +38,25 @@ struct partition {
     struct pipeline *pipeline;
     enum partition_state state;
     bool is_paused, is_lost;
-    bool wants_rewind;     /* while quieting: start again, do not close */
     char *trouble;         /* what an operator must decide; NULL: nothing */
     uint32_t events;       /* taken, not settled by all */
+    uint32_t aside;        /* of those: by no handler that is attached */
     uint32_t inflight;     /* deliveries with workers or being stored */
     int64_t full_since_us; /* its window is full; 0: it is not */
     uint64_t serial; /* unique in this process; part of a lane's identity */
     struct cursor *cursors; /* one a handler, by handler->index */
     size_t n_cursors;
-    int64_t committed; /* last `next` given to ops->commit() */
+    uint32_t n_behind;        /* cursors that are */
+    struct handler *fetching; /* whose own reading is asked; NULL: nobody's */
+    uint32_t fetch_turn;      /* whose turn is next, by index */
+    bool is_joining;          /* the reading waits until `fetching` is level */
+    unsigned joins;           /* rounds of that */
+    size_t asked;             /* events, by this one; 0: part of another's */
+    int64_t asked_us;         /* since when `fetching` */
+    int64_t began;            /* where this reading began: what lies before was
+                                 never passed by it */
+    int64_t pressed_since_us; /* its window is nearly full; 0: it is not */
+    int64_t committed;        /* last `next` given to ops->commit() */
 
     /* The host's own (intake). */
     bool is_closing;       /* taken away: save, tell the source, forget */
@@ -57,19 +68,35 @@ struct partition {
     int64_t deadline_us;   /* closing: then what runs is abandoned; 0: none */
 };
 
+enum cursor_mode {
+    CURSOR_CLOSED,   /* its position is not known yet */
+    CURSOR_ATTACHED, /* it takes what the partition reads */
+    CURSOR_HELD,     /* it takes nothing: a flag, a pause, its file is gone */
+    CURSOR_BEHIND,   /* it has a reading of its own, until it is level */
+};
+
 /* A handler's place in a partition. */
 struct cursor {
-    bool is_open;           /* position known: deliveries are made */
-    bool is_detached;       /* held: the window goes on without it */
-    struct position from;   /* what was settled when the reading (re)started */
+    enum cursor_mode mode;
+    /* What it had when it was attached, or has now that it is not: everything
+     * below next but the gaps. */
+    struct position from;
     struct list unsettled;  /* deliveries, in order of arrival */
+    uint32_t len;           /* of them */
+    uint32_t dropped;       /* of them: they settle nothing (is_dropped) */
+    uint64_t taken;         /* deliveries, ever */
     int64_t epoch;          /* of the position row */
     int64_t saved_next;     /* what the store has */
     uint64_t saved_hash;    /* of its gaps */
     char last_event_id[64]; /* of the last settled event, for people */
     int64_t last_event_us;
     int64_t min_occurred_us; /* first start at a time: older ones pass by */
-    int64_t behind_since_us; /* detached: when the first event passed it */
+    int64_t behind_since_us; /* not attached: when what it waits for occurred */
+
+    /* Its own reading, under way while partition->fetching is this handler. */
+    int64_t first, last;     /* what was asked for */
+    bool is_void;            /* it was frozen meanwhile: nothing of it counts */
+    struct ranges open_then; /* the source's open gaps when it was asked */
 };
 
 #endif

@@ -197,17 +197,16 @@ struct event *pipeline_event_new(struct pipeline *pl, struct partition *p)
 /* One delivery less (or the routing is over); the last one lets it go. */
 void event_done_with(struct pipeline *pl, struct event *ev)
 {
-    struct partition *p = ev->partition;
-    uint32_t cost = ev->cost;
-
     CHECK(ev->pending > 0);
-    if (--ev->pending > 0)
+    if (--ev->pending > 0) {
+        window_review(pl, ev);
         return;
-    p->ops->release(ev);
+    }
+    ev->partition->ops->release(ev);
     free(ev->undecodable);
     free(ev->only_handler);
+    window_left(pl, ev);
     pool_put(&pl->events, ev);
-    window_left(pl, p, cost);
 }
 
 /* A handler's own key, such as payload.phone. What does not parse has none:
@@ -279,9 +278,11 @@ static struct delivery *delivery_new(struct pipeline *pl, struct event *ev,
     d->lane = lane_for(pl, ev, h);
     d->state = DELIVERY_WAITING;
     pl->counts[DELIVERY_WAITING]++;
+    d->is_aside = c->mode != CURSOR_ATTACHED;
+    ev->live += !d->is_aside;
     ev->pending++;
     list_append(&ev->deliveries, &d->of_event);
-    list_append(&c->unsettled, &d->in_cursor);
+    cursor_took(c, d);
     list_append(&d->lane->deliveries, &d->in_lane);
     if (!d->lane->head)
         d->lane->head = d;
@@ -339,7 +340,8 @@ static void forget(struct pipeline *pl, struct delivery *d)
 
     delivery_set_state(d, DELIVERY_SETTLED, pl->counts);
     list_remove(&d->of_event);
-    list_remove(&d->in_cursor);
+    ev->live -= !d->is_aside;
+    cursor_forgets(&ev->partition->cursors[d->handler->index], d);
     leave_lane(pl, d);
     delivery_forget_failures(d);
     pool_put(&pl->deliveries, d);
@@ -362,8 +364,8 @@ void delivery_settle(struct pipeline *pl, struct delivery *d, enum verdict how)
     forget(pl, d);
 }
 
-/* Its partition closes, rewinds, or its handler is held: the cursor has noted
- * the place as not settled, the event comes again. */
+/* Its partition closes, or its handler leaves: the cursor has noted the place
+ * as not settled, the event comes again. */
 void delivery_drop(struct pipeline *pl, struct delivery *d)
 {
     if (d->state == DELIVERY_BACKOFF)
@@ -442,12 +444,15 @@ static void deliver(struct pipeline *pl, struct event *ev, struct handler *h)
     lane_wake(pl, d->lane);
 }
 
+/* Read again for one handler it was stored before, unless nobody ever came by:
+ * storing it twice does no harm. */
 static void deliver_undecodable(struct pipeline *pl, struct event *ev)
 {
     struct handler *h = pl->handlers[0];
     struct delivery *d;
 
-    if (!cursor_accepts(ev->partition, h, ev))
+    if (!cursor_accepts(ev->partition, h, ev) ||
+        (ev->reader && ev->place >= ev->partition->began))
         return;
     d = delivery_new(pl, ev, h);
     delivery_failed(d, CLASS_UNDECODABLE, (struct slice){0},
@@ -483,9 +488,23 @@ static void route(struct pipeline *pl, struct event *ev)
         deliver(pl, ev, pipeline_handler(pl, ev->only_handler));
         return;
     }
+    if (ev->reader) {
+        if (handler_wants(ev->reader, ev->facts[FACT_TYPE]))
+            deliver(pl, ev, ev->reader);
+        return;
+    }
     to = router_match(pl->router, ev->facts[FACT_TYPE]);
     for (size_t i = 0; i < to->n; i++)
         deliver(pl, ev, to->handlers[i]);
+}
+
+/* It came with the partition's own reading, which so has passed its place. */
+static void read_on(struct partition *p, const struct event *ev)
+{
+    series_add(p->pipeline->received[p->ops->kind], 1);
+    if (p->next == POSITION_LATEST)
+        pipeline_advance(p, ev->place); /* so this is where it stands */
+    pipeline_advance(p, ev->place + 1);
 }
 
 void pipeline_offer(struct pipeline *pl, struct event *ev)
@@ -497,11 +516,11 @@ void pipeline_offer(struct pipeline *pl, struct event *ev)
     ev->arrived_us = pl->now_us;
     ev->cost = (uint32_t)(sizeof(*ev) + OVERHEAD_BYTES + ev->body.len);
     window_taken(pl, ev);
-    series_add(pl->received[p->ops->kind], 1);
     if (p->state == PARTITION_RUNNING && !p->is_closing) {
-        if (p->next == POSITION_LATEST)
-            pipeline_advance(p, ev->place); /* so this is where it stands */
-        pipeline_advance(p, ev->place + 1);
+        if (ev->reader)
+            ev->is_wanted = behind_takes(ev);
+        else
+            read_on(p, ev);
         route(pl, ev);
         extra = (ev->pending - 1) * (uint32_t)sizeof(struct delivery);
         ev->cost += extra;

@@ -38,6 +38,10 @@ struct pipeline_ops {
     void (*room_again)(void *ctx);
     /* A delivery wants the spare worker, which is not up. */
     void (*want_spare)(void *ctx);
+    /* A handler left the partition's reading because it was slow, or (not
+     * `is_behind`) takes part in it again. */
+    void (*behind)(void *ctx, struct partition *p, struct handler *h,
+                   bool is_behind);
 };
 
 struct pipeline_config {
@@ -73,7 +77,7 @@ void pipeline_switch(struct pipeline *pl, struct handler *h,
                      struct handler_spec *spec, uint32_t vm);
 /* Held or removed: positions stay, the windows go on without it. */
 void pipeline_detach(struct pipeline *pl, struct handler *h, bool is_removed);
-/* Back: every partition rewinds to the handler's position. */
+/* Back: where it missed something it has a reading of its own for a while. */
 void pipeline_attach(struct pipeline *pl, struct handler *h);
 /* The spare worker and the others: which one may run how many lanes. */
 unsigned pipeline_concurrency_at(const struct pipeline *pl,
@@ -90,14 +94,15 @@ struct partition *pipeline_open(struct pipeline *pl,
                                 const struct source_ops *ops, void *source,
                                 const char *topic, int32_t number,
                                 const char *name, const char *source_id);
-/* A handler's position is known. Takes from->gaps. */
+/* A handler's position is known. Takes from->gaps. Behind a reading that goes on
+ * already, the handler gets one of its own. */
 void pipeline_open_cursor(struct partition *p, struct handler *h,
                           struct position *from, int64_t epoch);
-/* All known: the source starts at the earliest of them. */
+/* All known: the source starts at the earliest of them, but for those that are
+ * far behind the others. */
 void pipeline_start(struct partition *p);
-/* Nothing new is sent; ops->quiet() follows, at once when nothing runs.
- * `rewind`: then start again from the positions. */
-void pipeline_quiet(struct partition *p, bool rewind);
+/* Nothing new is sent; ops->quiet() follows, at once when nothing runs. */
+void pipeline_quiet(struct partition *p);
 /* Give up what still runs: late verdicts settle nothing. After a deadline. */
 void pipeline_abandon(struct partition *p);
 /* After quiet (or abandon): forget it. Frees `p`. */
@@ -115,8 +120,7 @@ void pipeline_each(struct pipeline *pl, pipeline_partition_fn *fn, void *arg);
  * open. `at` is filled; ranges_fini() it. */
 bool pipeline_position(const struct partition *p, const struct handler *h,
                        struct position *at);
-/* As far as the reading ever was: a rewind for one handler moves it back for a
- * while. What "now" means for a newcomer. */
+/* As far as any handler or the reading is: what "now" means for a newcomer. */
 int64_t pipeline_front(const struct partition *p);
 /* The watermark of the attached handlers; false when there are none. */
 bool pipeline_watermark(const struct partition *p, int64_t *next);
@@ -130,6 +134,8 @@ struct event *pipeline_event_new(struct pipeline *pl, struct partition *p);
 size_t pipeline_room(struct pipeline *pl);
 void pipeline_offer(struct pipeline *pl, struct event *ev);
 void pipeline_advance(struct partition *p, int64_t next);
+/* The answer to ops->fetch(): see source_sink. */
+void pipeline_fetched(struct partition *p, int64_t next);
 void pipeline_stored(struct pipeline *pl, struct delivery *d);
 
 /* --- workers --------------------------------------------------------------- */

@@ -1,5 +1,6 @@
-/* What pipeline.c (events and verdicts), dispatch.c (workers) and window.c
- * (partitions and positions) share. Nobody else includes it. */
+/* What pipeline.c (events and verdicts), dispatch.c (workers), window.c
+ * (partitions and back-pressure), cursor.c (positions) and behind.c (handlers
+ * with a reading of their own) share. Nobody else includes it. */
 #ifndef MT_CORE_PIPELINE_PRIV_H
 #define MT_CORE_PIPELINE_PRIV_H
 
@@ -43,6 +44,10 @@ struct pipeline {
 
     uint64_t counts[DELIVERY_STATE_COUNT];
     uint64_t n_events, cost;
+    uint64_t n_aside, aside_cost; /* of these: that no attached one waits for */
+    uint32_t n_behind;            /* handlers that are, anywhere */
+    int64_t behind_again_us, pressed_since_us;
+    size_t behind_turn;
     uint32_t n_full; /* partitions whose window is full and not paused */
     bool room_refused;
     struct series *latency, *latency_s, *received[SOURCE_KIND_COUNT];
@@ -63,12 +68,43 @@ void event_done_with(struct pipeline *pl, struct event *ev);
 void lane_rewind(struct lane *lane);
 void lane_settle(struct pipeline *pl, struct lane *lane);
 
-/* window.c */
+/* cursor.c */
 bool cursor_accepts(const struct partition *p, const struct handler *h,
                     const struct event *ev);
+void cursor_took(struct cursor *c, struct delivery *d);
+void cursor_forgets(struct cursor *c, struct delivery *d);
 void cursor_settled(struct delivery *d);
+/* It keeps what it had, and goes on in `mode`. Of what is in memory the oldest
+ * `keep` stay, and more where they run; 0: what runs settles well or not at
+ * all, the rest is dropped. */
+void cursor_leave(struct pipeline *pl, struct partition *p, struct cursor *c,
+                  enum cursor_mode mode, uint32_t keep);
+void cursor_set_mode(struct partition *p, struct cursor *c,
+                     enum cursor_mode mode);
+/* What lies below from.next and has to be read again for it. */
+void cursor_wanted(const struct partition *p, const struct cursor *c,
+                   struct ranges *wanted);
+
+/* behind.c */
+void behind_tick(struct pipeline *pl);
+void behind_close(struct partition *p);
+/* An event of a handler's own reading, which has passed its place now: is it
+ * one that the handler has not had? */
+bool behind_takes(const struct event *ev);
+/* Where it takes part from now on: with the others, or by itself at first. */
+void cursor_return(struct partition *p, struct cursor *c);
+
+/* window.c */
+/* Events that a handler waits for which is attached. */
+uint32_t window_live(const struct partition *p);
+/* Bytes of them, and how many there may be. */
+uint64_t window_live_cost(const struct pipeline *pl);
+uint64_t window_live_bytes(const struct pipeline *pl);
 void window_taken(struct pipeline *pl, struct event *ev);
-void window_left(struct pipeline *pl, struct partition *p, uint32_t cost);
+/* Its deliveries are made, or one has ended, or its handler is not attached any
+ * more: does any handler wait for it that is? */
+void window_review(struct pipeline *pl, struct event *ev);
+void window_left(struct pipeline *pl, struct event *ev);
 void partition_may_be_quiet(struct pipeline *pl, struct partition *p);
 void partitions_add_cursor(struct pipeline *pl, struct partition *p);
 void window_tick(struct pipeline *pl);

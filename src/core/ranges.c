@@ -117,6 +117,21 @@ void ranges_unite(struct ranges *r, const struct ranges *with)
         ranges_add(r, with->at[i].first, with->at[i].last);
 }
 
+void ranges_unite_common(struct ranges *r, const struct ranges *a,
+                         const struct ranges *b)
+{
+    for (size_t i = 0, k = 0; i < a->len && k < b->len;) {
+        const struct range *x = &a->at[i], *y = &b->at[k];
+
+        ranges_add(r, x->first > y->first ? x->first : y->first,
+                   x->last < y->last ? x->last : y->last);
+        if (x->last < y->last)
+            i++;
+        else
+            k++;
+    }
+}
+
 void ranges_print(const struct ranges *r, struct buf *out)
 {
     buf_add_char(out, '{');

@@ -30,6 +30,9 @@ bool ranges_has(const struct ranges *r, int64_t n);
 /* Drop everything at or above `limit`. */
 void ranges_cut(struct ranges *r, int64_t limit);
 void ranges_unite(struct ranges *r, const struct ranges *with);
+/* Add what is in both `a` and `b`. */
+void ranges_unite_common(struct ranges *r, const struct ranges *a,
+                         const struct ranges *b);
 
 /* PostgreSQL's int8multirange text: {[3,5),[9,10)}. Parsing takes [ ] ( ) as
  * PostgreSQL prints them. */

@@ -6,6 +6,8 @@
  *   ◄─────────────────────────────────────── ops->start(p, from)
  *   offer(event) …  ───────────────────────► routes, delivers, settles
  *   ◄─────────────────────────────────────── ops->release(event)
+ *   ◄─────────────────────────────────────── ops->fetch(p, h, first, last)
+ *   offer(event of it) …, fetched(p, h) ───►
  *   ◄─────────────────────────────────────── ops->pause(p) / resume(p)
  *   ◄─────────────────────────────────────── ops->commit(p, position)
  *   closing(p, lost) ──────────────────────► stops, waits for what runs,
@@ -21,6 +23,7 @@
 #include "core/ranges.h"
 #include "ipc/msg.h"
 
+struct handler;
 struct json_t;
 struct partition;
 
@@ -37,15 +40,26 @@ struct position {
 
 struct source_ops {
     enum source_kind kind;
-    /* Read from `from`, again after a rewind too: events still unread of the
-     * former reading must not be offered any more. For EARLIEST and LATEST
-     * the source sets p->next to the real place before it offers. Also with
-     * from->next below p->next. Borrows `from`. */
+    /* Read from `from`; called once. For EARLIEST and LATEST the source sets
+     * p->next to the real place before it offers. Borrows `from`. */
     void (*start)(struct partition *p, const struct position *from);
     /* One slow partition among others, idempotent. A few more offers may
      * still come. Ordinary back-pressure is sink->room() and wake(). */
     void (*pause)(struct partition *p);
     void (*resume)(struct partition *p);
+    /* Read again for `reader`, who is behind: the events from `first` up to
+     * `last`, both inclusive, at most `max` of them, beside the reading that
+     * goes on and without disturbing it. `first` may be POSITION_EARLIEST;
+     * `last` is below p->next, so everything there was visible before. Offers
+     * each in order with event->reader set, then calls sink->fetched() once,
+     * however long that takes, from within this call or later; not when the
+     * partition is closed before. One at a time for a partition. NULL: the
+     * source cannot, and its handlers are never behind. */
+    void (*fetch)(struct partition *p, struct handler *reader, int64_t first,
+                  int64_t last, size_t max);
+    /* All partitions of this source are one log with one numbering: a fetch
+     * brings those of every partition whose handler waits for them. */
+    bool fetches_all;
     /* sink->room() said 0 before; there is room again. */
     void (*wake)(void *source);
     /* The event is settled (or dropped unsettled): give its memory back. The
@@ -85,6 +99,9 @@ struct source_sink {
     /* The reading has passed this place without an event there (control
      * records, compaction, end of a poll): p->next moves on. */
     void (*advance)(void *ctx, struct partition *p, int64_t next);
+    /* The answer to ops->fetch(): what there is from its `first` on and below
+     * `next` has been offered. */
+    void (*fetched)(void *ctx, struct partition *p, int64_t next);
     /* The partition is being taken away; `lost`: it is gone already. */
     void (*closing)(void *ctx, struct partition *p, bool lost);
     /* Something loud that an operator must decide (offset out of range, table

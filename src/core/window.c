@@ -1,14 +1,8 @@
 /*
- * Partitions: what of them is in memory, and where each handler stands.
- *
- * A cursor lists a handler's unsettled deliveries in the order of arrival.
- * While the reading only goes forward, the handler's position is the first of
- * them. When the reading has to start again (a held handler comes back, a new
- * one wants old events), every cursor is frozen first: `from` keeps exactly
- * what was settled, as a next place and the gaps below it, and decides which
- * of the events read again are delivered. So nobody gets twice what it had.
+ * Partitions: opening, where their reading starts, quieting and closing; and
+ * how much of them is in memory. cursor.c says where each handler stands,
+ * behind.c reads for those that are behind.
  */
-#include "base/buf.h"
 #include "base/check.h"
 #include "core/pipeline_priv.h"
 
@@ -83,8 +77,41 @@ void pipeline_open_cursor(struct partition *p, struct handler *h,
     c->from = *from;
     *from = (struct position){0};
     c->epoch = epoch;
-    c->is_open = true;
-    c->is_detached = h->is_held || h->is_removed;
+    if (h->is_held || h->is_removed)
+        cursor_set_mode(p, c, CURSOR_HELD);
+    else
+        cursor_return(p, c);
+}
+
+/* The furthest of those that are not held. */
+static int64_t front_of(const struct partition *p)
+{
+    int64_t front = POSITION_EARLIEST;
+
+    for (size_t i = 1; i < p->n_cursors; i++) {
+        const struct cursor *c = &p->cursors[i];
+
+        if (c->mode == CURSOR_ATTACHED && c->from.next != POSITION_LATEST &&
+            c->from.next > front)
+            front = c->from.next;
+    }
+    return front;
+}
+
+/* Whoever is further back than a window or two reads by itself. */
+static void leave_the_far_behind(struct partition *p)
+{
+    int64_t front = front_of(p);
+    int64_t near = 2 * (int64_t)p->pipeline->config.window_events;
+
+    if (front == POSITION_EARLIEST || !p->ops->fetch)
+        return;
+    for (size_t i = 1; i < p->n_cursors; i++) {
+        struct cursor *c = &p->cursors[i];
+
+        if (c->mode == CURSOR_ATTACHED && c->from.next < front - near)
+            cursor_set_mode(p, c, CURSOR_BEHIND);
+    }
 }
 
 /* The lowest place that has to be read for this cursor. */
@@ -104,14 +131,14 @@ static struct position start_of(const struct partition *p)
     bool any = false, any_attached = false;
 
     for (size_t i = 1; i < p->n_cursors; i++) {
-        any = any || p->cursors[i].is_open;
-        any_attached = any_attached ||
-                       (p->cursors[i].is_open && !p->cursors[i].is_detached);
+        any = any || p->cursors[i].mode != CURSOR_CLOSED;
+        any_attached = any_attached || p->cursors[i].mode == CURSOR_ATTACHED;
     }
     for (size_t i = any ? 1 : 0; i < p->n_cursors; i++) {
         const struct cursor *c = &p->cursors[i];
 
-        if (!c->is_open || (any_attached && c->is_detached))
+        if (c->mode == CURSOR_CLOSED ||
+            (any_attached && c->mode != CURSOR_ATTACHED))
             continue;
         if (lowest(p, c) < start.next)
             start.next = lowest(p, c);
@@ -123,16 +150,16 @@ static struct position start_of(const struct partition *p)
 
 void pipeline_start(struct partition *p)
 {
-    struct position start = start_of(p);
+    struct position start;
 
-    CHECK(p->state == PARTITION_OPENING || p->state == PARTITION_QUIETING);
+    CHECK(p->state == PARTITION_OPENING);
+    leave_the_far_behind(p);
+    start = start_of(p);
     p->state = PARTITION_RUNNING;
-    p->wants_rewind = false;
-    p->is_paused = false;
-    p->next = start.next;
+    p->next = p->began = start.next;
     if (start.next == POSITION_LATEST) /* whatever comes is for everybody */
         for (size_t i = 0; i < p->n_cursors; i++)
-            if (!p->cursors[i].is_detached)
+            if (p->cursors[i].mode != CURSOR_HELD)
                 p->cursors[i].from.next = POSITION_EARLIEST;
     p->ops->start(p, &start);
     ranges_fini(&start.gaps);
@@ -145,7 +172,7 @@ static void end_is_known(struct partition *p, int64_t next)
     for (size_t i = 1; i < p->n_cursors; i++) {
         struct cursor *c = &p->cursors[i];
 
-        if (!c->is_open || c->from.next != POSITION_LATEST)
+        if (c->mode == CURSOR_CLOSED || c->from.next != POSITION_LATEST)
             continue;
         c->from.next = next;
         if (p->ops->gaps && p->ops->gaps(p))
@@ -155,9 +182,11 @@ static void end_is_known(struct partition *p, int64_t next)
 
 void pipeline_advance(struct partition *p, int64_t next)
 {
-    if (p->next == POSITION_LATEST)
+    if (p->next == POSITION_LATEST) {
         end_is_known(p, next);
-    if (next > p->next || p->next == POSITION_LATEST)
+        p->next = p->began = next;
+    }
+    if (next > p->next)
         p->next = next;
 }
 
@@ -184,211 +213,16 @@ void pipeline_each(struct pipeline *pl, pipeline_partition_fn *fn, void *arg)
         fn(arg, CONTAINER_OF(link, struct partition, link));
 }
 
-/* --- cursors ------------------------------------------------------------------ */
+/* --- quieting and closing ------------------------------------------------------- */
 
-static bool is_frozen(const struct partition *p, const struct cursor *c)
-{
-    return c->is_detached || p->state != PARTITION_RUNNING;
-}
-
-bool cursor_accepts(const struct partition *p, const struct handler *h,
-                    const struct event *ev)
-{
-    struct cursor *c = &p->cursors[h->index];
-
-    if (!c->is_open)
-        return false;
-    if (c->is_detached) {
-        if (!c->behind_since_us)
-            c->behind_since_us =
-                ev->occurred_us ? ev->occurred_us : p->pipeline->wall_us;
-        return false;
-    }
-    if (c->min_occurred_us && ev->occurred_us &&
-        ev->occurred_us < c->min_occurred_us)
-        return false;
-    return ev->place >= c->from.next || ranges_has(&c->from.gaps, ev->place);
-}
-
-void cursor_settled(struct delivery *d)
-{
-    const struct event *ev = d->event;
-    struct cursor *c = &ev->partition->cursors[d->handler->index];
-    struct slice id = ev->facts[FACT_ID];
-
-    if (ev->place < c->from.next && c->from.gaps.len)
-        ranges_remove(&c->from.gaps, ev->place, ev->place);
-    c->last_event_us = ev->occurred_us;
-    if (id.ptr && id.len < sizeof(c->last_event_id)) {
-        memcpy(c->last_event_id, id.ptr, id.len);
-        c->last_event_id[id.len] = '\0';
-    }
-}
-
-static struct delivery *first_of(const struct list *unsettled)
-{
-    return list_is_empty(unsettled)
-               ? NULL
-               : CONTAINER_OF(unsettled->next, struct delivery, in_cursor);
-}
-
-const struct delivery *pipeline_oldest(const struct partition *p,
-                                       const struct handler *h)
-{
-    return first_of(&p->cursors[h->index].unsettled);
-}
-
-/* Exactly what is settled: everything below next but the gaps. */
-static void full_position(const struct partition *p, const struct cursor *c,
-                          struct position *at)
-{
-    bool catches_up = p->next < c->from.next;
-
-    at->next = catches_up || is_frozen(p, c) ? c->from.next : p->next;
-    if (catches_up || is_frozen(p, c))
-        ranges_unite(&at->gaps, &c->from.gaps);
-    if (p->ops->gaps && p->ops->gaps(p))
-        ranges_unite(&at->gaps, p->ops->gaps(p));
-    list_foreach(link, &c->unsettled) {
-        const struct delivery *d =
-            CONTAINER_OF(link, struct delivery, in_cursor);
-
-        ranges_add(&at->gaps, d->event->place, d->event->place);
-    }
-    ranges_cut(&at->gaps, at->next);
-}
-
-/* Kafka reads in order, so the first hole says it all. */
-static int64_t low_offset(const struct partition *p, const struct cursor *c)
-{
-    bool uses_from = p->next < c->from.next || is_frozen(p, c);
-    int64_t next = uses_from ? c->from.next : p->next;
-    const struct delivery *first = first_of(&c->unsettled);
-
-    if (uses_from && c->from.gaps.len && c->from.gaps.at[0].first < next)
-        next = c->from.gaps.at[0].first;
-    if (first && first->event->place < next)
-        next = first->event->place;
-    return next;
-}
-
-/* The outbox: as few gaps as the truth allows, by going no further than the
- * first row of the forward reading that is not settled. */
-static void outbox_position(const struct partition *p, const struct cursor *c,
-                            struct position *at)
-{
-    full_position(p, c, at);
-    if (p->next < c->from.next || is_frozen(p, c))
-        return;
-    list_foreach(link, &c->unsettled) {
-        const struct delivery *d =
-            CONTAINER_OF(link, struct delivery, in_cursor);
-
-        if (!d->event->is_late) {
-            if (d->event->place < at->next)
-                at->next = d->event->place;
-            break;
-        }
-    }
-    ranges_cut(&at->gaps, at->next);
-}
-
-bool pipeline_position(const struct partition *p, const struct handler *h,
-                       struct position *at)
-{
-    const struct cursor *c = &p->cursors[h->index];
-    const struct cursor *undecodable = &p->cursors[0];
-
-    *at = (struct position){0};
-    if (!c->is_open)
-        return false;
-    if (p->ops->kind == SOURCE_KAFKA) {
-        const struct delivery *bad = first_of(&undecodable->unsettled);
-
-        at->next = low_offset(p, c);
-        if (bad && bad->event->place < at->next)
-            at->next = bad->event->place;
-    } else {
-        outbox_position(p, c, at);
-        list_foreach(link, &undecodable->unsettled) {
-            int64_t place =
-                CONTAINER_OF(link, struct delivery, in_cursor)->event->place;
-
-            if (place < at->next)
-                ranges_add(&at->gaps, place, place);
-        }
-    }
-    if (at->next != POSITION_EARLIEST && at->next != POSITION_LATEST)
-        return true;
-    ranges_fini(&at->gaps); /* nobody else would, after a no */
-    return false;
-}
-
-int64_t pipeline_front(const struct partition *p)
-{
-    int64_t front = p->next;
-
-    for (size_t i = 1; i < p->n_cursors; i++) {
-        const struct cursor *c = &p->cursors[i];
-
-        if (c->is_open && c->from.next != POSITION_LATEST &&
-            c->from.next > front)
-            front = c->from.next;
-    }
-    return front;
-}
-
-bool pipeline_watermark(const struct partition *p, int64_t *next)
-{
-    const struct pipeline *pl = p->pipeline;
-    bool any = false;
-
-    for (size_t i = 1; i < pl->n_handlers; i++) {
-        struct position at;
-
-        if (p->cursors[i].is_detached ||
-            !pipeline_position(p, pl->handlers[i], &at))
-            continue;
-        if (!any || at.next < *next)
-            *next = at.next;
-        any = true;
-        ranges_fini(&at.gaps);
-    }
-    return any;
-}
-
-/* --- freezing and quieting ----------------------------------------------------- */
-
-static void freeze(struct pipeline *pl, struct partition *p, struct cursor *c)
-{
-    struct position full = {0};
-
-    if (!c->is_open || is_frozen(p, c))
-        return;
-    full_position(p, c, &full);
-    ranges_fini(&c->from.gaps);
-    c->from = full;
-    list_foreach_safe(link, &c->unsettled) {
-        struct delivery *d = CONTAINER_OF(link, struct delivery, in_cursor);
-
-        if (d->state == DELIVERY_WAITING || d->state == DELIVERY_BACKOFF)
-            delivery_drop(pl, d);
-        else
-            d->is_dropped = true;
-    }
-}
-
-void pipeline_quiet(struct partition *p, bool rewind)
+void pipeline_quiet(struct partition *p)
 {
     struct pipeline *pl = p->pipeline;
 
     if (p->state == PARTITION_RUNNING)
         for (size_t i = 0; i < p->n_cursors; i++)
-            freeze(pl, p, &p->cursors[i]);
-    if (p->state != PARTITION_QUIETING)
-        p->wants_rewind = rewind;
-    else
-        p->wants_rewind = p->wants_rewind && rewind;
+            if (p->cursors[i].mode != CURSOR_HELD)
+                cursor_leave(pl, p, &p->cursors[i], p->cursors[i].mode, 0);
     p->state = PARTITION_QUIETING;
     partition_may_be_quiet(pl, p);
 }
@@ -399,63 +233,11 @@ void partition_may_be_quiet(struct pipeline *pl, struct partition *p)
         pl->ops->quiet(pl->ctx, p);
 }
 
-void pipeline_detach(struct pipeline *pl, struct handler *h, bool is_removed)
-{
-    h->is_held = h->is_held || !is_removed;
-    h->is_removed = h->is_removed || is_removed;
-    list_foreach(link, &pl->partitions) {
-        struct partition *p = CONTAINER_OF(link, struct partition, link);
-        struct cursor *c = &p->cursors[h->index];
-
-        freeze(pl, p, c);
-        c->is_detached = true;
-    }
-}
-
-/* Did the reading pass anything that the held handler has not had? */
-static bool missed_something(const struct partition *p, const struct cursor *c)
-{
-    struct ranges holes = {0};
-    bool missed;
-
-    if (c->behind_since_us || !list_is_empty(&c->unsettled))
-        return true;
-    ranges_copy(&holes, &c->from.gaps);
-    if (p->ops->gaps && p->ops->gaps(p)) {
-        const struct ranges *open = p->ops->gaps(p);
-
-        for (size_t i = 0; i < open->len; i++)
-            ranges_remove(&holes, open->at[i].first, open->at[i].last);
-    }
-    missed = holes.len > 0 || c->from.next < p->next;
-    ranges_fini(&holes);
-    return missed;
-}
-
-void pipeline_attach(struct pipeline *pl, struct handler *h)
-{
-    h->is_held = false;
-    h->is_removed = false;
-    list_foreach_safe(link, &pl->partitions) {
-        struct partition *p = CONTAINER_OF(link, struct partition, link);
-        struct cursor *c = &p->cursors[h->index];
-        bool missed = c->is_open && missed_something(p, c);
-
-        if (!c->is_detached)
-            continue;
-        if (missed && p->state == PARTITION_RUNNING)
-            pipeline_quiet(p, true);
-        c->is_detached = false;
-        c->behind_since_us = 0;
-    }
-    handler_unblock(pl, h);
-}
-
 void pipeline_abandon(struct partition *p)
 {
     struct pipeline *pl = p->pipeline;
 
-    pipeline_quiet(p, false);
+    pipeline_quiet(p);
     for (unsigned w = 0; w < PIPELINE_WORKERS_MAX; w++) {
         struct worker_slots *slots = pl->workers[w];
 
@@ -482,8 +264,11 @@ void pipeline_close(struct partition *p)
     if (p->full_since_us && !p->is_paused)
         p->pipeline->n_full--;
     list_remove(&p->link);
-    for (size_t i = 0; i < p->n_cursors; i++)
+    behind_close(p);
+    for (size_t i = 0; i < p->n_cursors; i++) {
         ranges_fini(&p->cursors[i].from.gaps);
+        ranges_fini(&p->cursors[i].open_then);
+    }
     free(p->cursors);
     free(p->trouble);
     free(p->topic);
@@ -494,42 +279,92 @@ void pipeline_close(struct partition *p)
 
 /* --- back-pressure -------------------------------------------------------------- */
 
+/*
+ * A window bounds what attached handlers wait for. An event that only handlers
+ * wait for which are not (held, behind) is put aside: it counts for them.
+ */
+uint32_t window_live(const struct partition *p)
+{
+    return p->events - p->aside;
+}
+
+uint64_t window_live_cost(const struct pipeline *pl)
+{
+    return pl->cost - pl->aside_cost;
+}
+
 void window_taken(struct pipeline *pl, struct event *ev)
 {
     struct partition *p = ev->partition;
 
     pl->n_events++;
     pl->cost += ev->cost;
-    if (++p->events >= pl->config.window_events && !p->full_since_us) {
+    p->events++;
+    if (window_live(p) >= pl->config.window_events && !p->full_since_us) {
         p->full_since_us = pl->now_us;
         pl->n_full++;
     }
 }
 
-void window_left(struct pipeline *pl, struct partition *p, uint32_t cost)
+static void may_go_on(struct pipeline *pl, struct partition *p)
 {
-    pl->n_events--;
-    pl->cost -= cost;
-    if (--p->events >= pl->config.window_events / 4 * 3 || !p->full_since_us)
+    if (window_live(p) >= pl->config.window_events / 4 * 3 || !p->full_since_us)
         return;
     p->full_since_us = 0;
     if (p->is_paused) {
         p->is_paused = false;
-        if (p->state == PARTITION_RUNNING)
+        if (p->state == PARTITION_RUNNING && !p->is_joining)
             p->ops->resume(p);
     } else {
         pl->n_full--;
     }
 }
 
+void window_review(struct pipeline *pl, struct event *ev)
+{
+    if (ev->live > 0 || ev->aside || list_is_empty(&ev->deliveries))
+        return;
+    ev->aside =
+        CONTAINER_OF(ev->deliveries.next, struct delivery, of_event)->handler;
+    ev->aside_cost = ev->cost;
+    ev->aside->aside_cost += ev->cost;
+    pl->aside_cost += ev->cost;
+    pl->n_aside++;
+    ev->partition->aside++;
+    may_go_on(pl, ev->partition);
+}
+
+void window_left(struct pipeline *pl, struct event *ev)
+{
+    struct partition *p = ev->partition;
+
+    pl->n_events--;
+    pl->cost -= ev->cost;
+    p->events--;
+    if (ev->aside) {
+        ev->aside->aside_cost -= ev->aside_cost;
+        pl->aside_cost -= ev->aside_cost;
+        pl->n_aside--;
+        p->aside--;
+    }
+    may_go_on(pl, p);
+}
+
+/* What is aside takes half of it at the most. */
+uint64_t window_live_bytes(const struct pipeline *pl)
+{
+    uint64_t half = pl->config.window_bytes / 2;
+
+    return pl->config.window_bytes -
+           (pl->aside_cost < half ? pl->aside_cost : half);
+}
+
 size_t pipeline_room(struct pipeline *pl)
 {
-    uint64_t left = pl->config.window_bytes > pl->cost
-                        ? (pl->config.window_bytes - pl->cost) / EVENT_BYTES
-                        : 0;
+    uint64_t used = window_live_cost(pl), left = 0;
 
-    if (pl->is_held || pl->n_full > 0)
-        left = 0;
+    if (window_live_bytes(pl) > used && !pl->is_held && pl->n_full == 0)
+        left = (window_live_bytes(pl) - used) / EVENT_BYTES;
     if (left == 0) /* whoever asks next must not forget who was refused */
         pl->room_refused = true;
     /* A batch may be for one partition: its window is overrun by a quarter at
@@ -557,6 +392,7 @@ static void pause_the_slow(struct pipeline *pl)
 
 void window_tick(struct pipeline *pl)
 {
+    behind_tick(pl);
     if (pl->n_full > 0)
         pause_the_slow(pl);
     for (size_t i = 0; i < pl->n_handlers; i++)
@@ -568,7 +404,7 @@ void window_tick(struct pipeline *pl)
 void window_give_room(struct pipeline *pl)
 {
     if (!pl->room_refused || pl->is_held || pl->n_full > 0 ||
-        pl->cost >= pl->config.window_bytes / 4 * 3)
+        window_live_cost(pl) >= window_live_bytes(pl) / 4 * 3)
         return;
     pl->room_refused = false;
     pl->ops->room_again(pl->ctx);

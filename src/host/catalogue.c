@@ -661,7 +661,9 @@ static const char *state_of(const struct entry *e)
     if (!e->running)
         return e->candidate || e->probe || wants_probe(e) ? "loading"
                                                           : "refused";
-    return e->handler->is_held ? "held" : "running";
+    if (e->handler->is_held)
+        return "held";
+    return e->handler->n_behind > 0 ? "behind" : "running";
 }
 
 /* What a handler declares, without the values of its secrets. */
@@ -729,6 +731,7 @@ void catalogue_collect(struct catalogue *c)
         series_set(metrics_get(m, M_HANDLER_STATE, e->name, state_of(e)), 1);
         series_set(metrics_get(m, M_INFLIGHT, e->name), e->handler->inflight);
         series_set(metrics_get(m, M_DETACHED, e->name),
-                   e->handler->is_held || e->handler->is_removed);
+                   e->handler->is_held || e->handler->is_removed ||
+                       e->handler->n_behind > 0);
     }
 }

@@ -94,6 +94,13 @@ static void op_want_spare(void *ctx)
     supervisor_want_spare(((struct host *)ctx)->supervisor);
 }
 
+static void op_behind(void *ctx, struct partition *p, struct handler *h,
+                      bool is_behind)
+{
+    (void)ctx;
+    intake_behind(p, h, is_behind);
+}
+
 static const struct pipeline_ops pipeline_ops_of_host = {
     .send = op_send,
     .store = op_store,
@@ -101,6 +108,7 @@ static const struct pipeline_ops pipeline_ops_of_host = {
     .fenced = op_fenced,
     .room_again = op_room_again,
     .want_spare = op_want_spare,
+    .behind = op_behind,
 };
 
 /* --- the loop ------------------------------------------------------------------------ */

@@ -154,6 +154,8 @@ bool intake_start(struct intake *in, struct err *err) MUST_CHECK;
 void intake_quiet(struct host *h, struct partition *p);  /* pipeline op */
 void intake_fenced(struct host *h, struct partition *p); /* pipeline op */
 void intake_room_again(struct host *h);                  /* pipeline op */
+void intake_behind(const struct partition *p, const struct handler *h,
+                   bool is_behind);  /* pipeline op */
 void intake_turn(struct intake *in); /* end of a loop turn */
 void intake_tick(struct intake *in, int64_t now_us);
 /* A handler that the partitions do not know yet was loaded. */

@@ -50,6 +50,24 @@ static void on_advance(void *ctx, struct partition *p, int64_t next)
         pipeline_advance(p, next);
 }
 
+static void on_fetched(void *ctx, struct partition *p, int64_t next)
+{
+    (void)ctx;
+    pipeline_fetched(p, next);
+}
+
+void intake_behind(const struct partition *p, const struct handler *h,
+                   bool is_behind)
+{
+    if (is_behind)
+        log_warn("handler is behind and reads by itself",
+                 "handler=%s source=%s partition=%s", h->name,
+                 source_kind_name(p->ops->kind), p->name);
+    else
+        log_info("handler has caught up", "handler=%s source=%s partition=%s",
+                 h->name, source_kind_name(p->ops->kind), p->name);
+}
+
 static void on_trouble(void *ctx, struct partition *p, const char *text)
 {
     (void)ctx;
@@ -114,7 +132,7 @@ static void on_closing(void *ctx, struct partition *p, bool lost)
         in->has_quiet = true;
         return;
     }
-    pipeline_quiet(p, false);
+    pipeline_quiet(p);
 }
 
 /* Called deep inside the pipeline: only remember. */
@@ -132,7 +150,7 @@ void intake_fenced(struct host *h, struct partition *p)
     p->is_lost = true;
     log_error("partition fenced: another host has it", "partition=%s", p->name);
     pipeline_trouble(p, "another host has taken this partition over");
-    pipeline_quiet(p, false);
+    pipeline_quiet(p);
 }
 
 static void after_quiet(void *arg, struct partition *p)
@@ -143,17 +161,11 @@ static void after_quiet(void *arg, struct partition *p)
         intake_start_if_ready(in, p); /* it has no positions to wait for */
     if (p->is_closing && p->state == PARTITION_RUNNING &&
         (p->events == 0 || clock_mono_us() >= p->finish_by_us))
-        pipeline_quiet(p, false);
+        pipeline_quiet(p);
     if (!p->is_quiet || p->state != PARTITION_QUIETING)
         return;
     if (p->is_closing)
         intake_finish_closing(in, p);
-    else if (p->wants_rewind && p->inflight == 0 && p->busy == 0) {
-        p->is_quiet = false;
-        log_info("partition rewinds", "source=%s partition=%s",
-                 source_kind_name(p->ops->kind), p->name);
-        pipeline_start(p);
-    }
 }
 
 static void check_deadline(void *arg, struct partition *p)
@@ -249,6 +261,7 @@ struct intake *intake_new(struct host *h)
         .offer = on_offer,
         .event_new = on_event_new,
         .advance = on_advance,
+        .fetched = on_fetched,
         .closing = on_closing,
         .trouble = on_trouble,
     };

@@ -39,7 +39,7 @@ static bool take_late_ones(struct intake *in, struct partition *p)
     struct handler **late = xcalloc(n, sizeof(*late));
 
     for (size_t i = 1; i < n; i++)
-        if (handlers[i]->spec && !p->cursors[i].is_open)
+        if (handlers[i]->spec && p->cursors[i].mode == CURSOR_CLOSED)
             late[n_late++] = handlers[i];
     if (n_late > 0)
         take(in, p, late, n_late);
@@ -158,7 +158,7 @@ static void open_cursors(struct taking *t, struct position_found *found)
 {
     struct partition *p = t->p;
     int64_t furthest = pipeline_front(p); /* of who is open already */
-    bool any = furthest != POSITION_EARLIEST, behind = false;
+    bool any = furthest != POSITION_EARLIEST;
 
     for (size_t i = 0; i < t->n; i++) {
         found[i].at.next = unstored(found[i].at.next);
@@ -169,14 +169,8 @@ static void open_cursors(struct taking *t, struct position_found *found)
     for (size_t i = 0; i < t->n; i++) {
         if (!found[i].found)
             choose_start(t, t->handlers[i], &found[i], any, furthest);
-        behind = behind || found[i].at.next < p->next || found[i].at.gaps.len;
-    }
-    /* A newcomer wants older events. Before its cursor opens: freezing takes
-     * an open one to be where the reading is. */
-    if (p->state == PARTITION_RUNNING && behind)
-        pipeline_quiet(p, true);
-    for (size_t i = 0; i < t->n; i++)
         pipeline_open_cursor(p, t->handlers[i], &found[i].at, found[i].epoch);
+    }
 }
 
 static void on_taken(void *arg, size_t n, struct position_found *found)
@@ -260,7 +254,7 @@ void intake_handler_added(struct intake *in, struct handler *h)
     for (size_t i = 0; i < n; i++) {
         struct partition *p = all[i];
 
-        if (p->is_closing || p->cursors[h->index].is_open)
+        if (p->is_closing || p->cursors[h->index].mode != CURSOR_CLOSED)
             continue;
         if (p->ops->kind == SOURCE_REDRIVE)
             open_redrive(p, h);

@@ -22,6 +22,26 @@ static void add_positions(json_t *json, const struct partition *p)
     json_object_set_new(json, "positions", positions);
 }
 
+/* How far each is behind that has a reading of its own, in places. */
+static void add_behind(json_t *json, const struct partition *p)
+{
+    struct handler *const *handlers;
+    size_t n = pipeline_handlers(p->pipeline, &handlers);
+    json_t *behind = json_object();
+
+    for (size_t i = 1; p->n_behind > 0 && i < n; i++) {
+        const struct cursor *c = &p->cursors[i];
+
+        if (c->mode != CURSOR_BEHIND)
+            continue;
+        json_object_set_new(behind, handlers[i]->name,
+                            c->from.next > 0
+                                ? json_integer(p->next - c->from.next)
+                                : json_null());
+    }
+    json_object_set_new(json, "behind", behind);
+}
+
 static void add_json(void *arg, struct partition *p)
 {
     static const char *const states[] = {"opening", "running", "quieting",
@@ -38,6 +58,7 @@ static void add_json(void *arg, struct partition *p)
     if (p->ops->backlog && p->ops->backlog(p) >= 0)
         json_object_set_new(json, "backlog", json_integer(p->ops->backlog(p)));
     add_positions(json, p);
+    add_behind(json, p);
     json_array_append_new(arg, json);
 }
 

@@ -10,10 +10,10 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
-#include "base/scan.h"
 #include "core/partition.h"
 #include "kafka/consumer.h"
-#include "sources/decode.h"
+#include "kafka/reread.h"
+#include "sources/kafka_event.h"
 #include "sources/stopping.h"
 
 #include <ev.h>
@@ -21,9 +21,8 @@
 #include <string.h>
 
 #define UNUSED     __attribute__((unused))
-#define FAREWELL   3.0        /* seconds the last commit may take */
-#define COMMIT_GAP 0.05       /* seconds in which commits are gathered */
-#define PINNED     (2u << 20) /* bytes read before one that waits is moved */
+#define FAREWELL   3.0  /* seconds the last commit may take */
+#define COMMIT_GAP 0.05 /* seconds in which commits are gathered */
 
 static const char component[] = "kafka";
 
@@ -37,16 +36,15 @@ struct place {
     int64_t trouble_at; /* what is read from there on shows that it is over */
     int64_t committed;  /* last given to the group */
     int64_t settled;    /* to be committed; -1 nothing */
+    struct handler *reader; /* of the piece that is read again */
 };
 
 struct kafka_source {
     struct ev_loop *loop;
     struct source_sink sink;
     struct kafka_consumer *consumer;
-    struct scan *scan;
-    struct kafka_keeper *keeper;
-    enum format format;
-    int64_t max_bytes;
+    struct kafka_events events;
+    struct kafka_reread *reread; /* for handlers that are behind */
     void (*on_rebalance)(void *arg);
     void *rebalance_arg;
 
@@ -65,66 +63,6 @@ static struct place *place_of(const struct partition *p)
 }
 
 /* --- records --------------------------------------------------------------- */
-
-/* No id of its own: the place names the event, for ever. */
-static struct slice place_id(struct kafka_kept *kept, const struct place *place,
-                             int64_t offset)
-{
-    const char *id = strchr(place->part->source_id, '/');
-    char *text = xasprintf("%s/%d/%lld", id ? id + 1 : place->part->source_id,
-                           place->part->partition, (long long)offset);
-    struct slice noted = kafka_kept_note(kept, slice_of(text));
-
-    free(text);
-    return noted;
-}
-
-static void fill_facts(struct kafka_source *s, struct event *event,
-                       struct kafka_kept *kept)
-{
-    struct decoded decoded;
-    struct err err;
-
-    event->body = kept->value;
-    event->form = BODY_BINARY;
-    if ((int64_t)kept->value.len > s->max_bytes) {
-        event->undecodable =
-            xasprintf("%zu bytes are more than event.max_bytes (%lld)",
-                      kept->value.len, (long long)s->max_bytes);
-        return;
-    }
-    if (!decode_record(s->scan, s->format, kept, &decoded, &err)) {
-        event->undecodable = xstrdup(err.msg);
-        return;
-    }
-    memcpy(event->facts, decoded.facts, sizeof(event->facts));
-    event->form = decoded.form;
-    event->body = decoded.body;
-}
-
-/* The record's own time: reading the fact would cost more than the rest. */
-static int64_t occurred_us(const struct event *event, int64_t timestamp_ms)
-{
-    struct slice at = event->facts[FACT_OCCURRED_AT];
-    int64_t us;
-
-    if (timestamp_ms > 0)
-        return timestamp_ms * 1000;
-    us = at.ptr ? clock_parse(at.ptr, at.len) : INT64_MIN;
-    return us != INT64_MIN ? us : 0;
-}
-
-/* It waits for long: its bytes were copied out of the fetch buffer. */
-static void on_moved(const struct kafka_kept *kept,
-                     const struct kafka_move *move)
-{
-    struct event *event = kept->owner;
-
-    event->key = kafka_rebase(move, event->key);
-    event->body = kafka_rebase(move, event->body);
-    for (int i = 0; i < FACT_COUNT; i++)
-        event->facts[i] = kafka_rebase(move, event->facts[i]);
-}
 
 /* It may have been a right taken away for a while, or a broker that did not
  * know the topic yet: nobody else would say that it has passed. */
@@ -151,7 +89,6 @@ static bool on_record(void *arg, struct kafka_record *record)
 {
     struct kafka_source *s = arg;
     struct place *place = record->part->owner;
-    struct kafka_kept *kept;
     struct event *event;
 
     if (!place || !place->p || s->is_leaving)
@@ -160,14 +97,7 @@ static bool on_record(void *arg, struct kafka_record *record)
         return false;
     read_again(place, record->offset);
     event = s->sink.event_new(s->sink.ctx, place->p);
-    kept = kafka_keep(s->keeper, record, event);
-    event->place = record->offset;
-    event->memory = kept;
-    event->key = kept->key;
-    fill_facts(s, event, kept);
-    if (!event->facts[FACT_ID].ptr)
-        event->facts[FACT_ID] = place_id(kept, place, record->offset);
-    event->occurred_us = occurred_us(event, record->timestamp_ms);
+    kafka_event_fill(&s->events, event, record, place->part);
     s->sink.offer(s->sink.ctx, event);
     return true;
 }
@@ -292,24 +222,6 @@ static void on_assigned(void *arg, struct kafka_part **parts, size_t n)
         read_from(s);
 }
 
-/* A start after the first is a rewind: the group keeps its offset, which only
- * moves forward. */
-static void rewind_place(struct kafka_source *s, struct place *place)
-{
-    int64_t offset = place->start;
-    struct err err;
-
-    /* A newcomer that wants the earliest; p->next follows the first record. */
-    if (place->start == POSITION_EARLIEST)
-        offset = KAFKA_OFFSET_BEGIN;
-    else if (place->start == POSITION_LATEST)
-        offset = KAFKA_OFFSET_END;
-    place->is_paused = false;
-    if (!kafka_consumer_seek(s->consumer, place->part, offset, &err))
-        log_warn("cannot rewind", "topic=%s partition=%d err=" LOG_Q,
-                 place->part->topic, place->part->partition, err.msg);
-}
-
 static void start(struct partition *p, const struct position *from)
 {
     struct place *place = place_of(p);
@@ -318,10 +230,6 @@ static void start(struct partition *p, const struct position *from)
     place->start = from->next;
     if (s->is_leaving)
         return;
-    if (s->is_reading) {
-        rewind_place(s, place);
-        return;
-    }
     place->has_started = true;
     for (size_t i = 0; i < s->n; i++)
         if (!s->places[i]->has_started)
@@ -449,6 +357,7 @@ static void closed(struct partition *p)
     struct place *place = place_of(p);
     struct kafka_source *s = place->source;
 
+    kafka_reread_cancel(s->reread, place->part->topic, place->part->partition);
     place->p = NULL;
     CHECK(s->open > 0);
     if (--s->open > 0)
@@ -485,8 +394,62 @@ static void release(struct event *event)
 {
     const struct kafka_source *s = event->partition->source;
 
-    kafka_kept_free(s->keeper, event->memory);
+    kafka_kept_free(s->events.keeper, event->memory);
 }
+
+/* --- pieces for handlers that are behind --------------------------------------- */
+
+static void fetch(struct partition *p, struct handler *reader, int64_t first,
+                  int64_t last, size_t max)
+{
+    struct place *place = place_of(p);
+    struct kafka_source *s = place->source;
+    struct kafka_piece piece = {
+        .topic = place->part->topic,
+        .partition = place->part->partition,
+        .first = first == POSITION_EARLIEST ? KAFKA_OFFSET_BEGIN : first,
+        .last = last,
+        .max = max,
+        .owner = place,
+    };
+    struct err err;
+
+    place->reader = reader;
+    if (!kafka_reread_start(s->reread, &piece, &err))
+        s->sink.trouble(s->sink.ctx, p, err.msg);
+}
+
+static void on_piece_record(void *arg, void *owner, struct kafka_record *record)
+{
+    struct kafka_source *s = arg;
+    struct place *place = owner;
+    struct event *event = s->sink.event_new(s->sink.ctx, place->p);
+
+    kafka_event_fill(&s->events, event, record, place->part);
+    event->reader = place->reader;
+    s->sink.offer(s->sink.ctx, event);
+}
+
+static void on_piece_done(void *arg, void *owner, int64_t next)
+{
+    struct kafka_source *s = arg;
+
+    s->sink.fetched(s->sink.ctx, ((struct place *)owner)->p, next);
+}
+
+static void on_piece_fault(void *arg, void *owner, const struct err *err)
+{
+    struct kafka_source *s = arg;
+    struct place *place = owner;
+
+    s->sink.trouble(s->sink.ctx, place->p, err->msg);
+}
+
+static const struct kafka_reread_ops reread_ops = {
+    .on_record = on_piece_record,
+    .on_done = on_piece_done,
+    .on_fault = on_piece_fault,
+};
 
 static int64_t backlog(struct partition *p)
 {
@@ -508,6 +471,7 @@ static const struct source_ops ops = {
     .start = start,
     .pause = pause_reading,
     .resume = resume_reading,
+    .fetch = fetch,
     .wake = wake,
     .release = release,
     .commit = commit,
@@ -534,21 +498,14 @@ struct kafka_source *kafka_source_new(struct ev_loop *loop,
 
     s->loop = loop;
     s->sink = *sink;
-    s->max_bytes = opts->max_bytes;
     s->on_rebalance = opts->on_rebalance;
     s->rebalance_arg = opts->arg;
-    s->scan = scan_new();
-    s->keeper = kafka_keeper_new(PINNED, on_moved);
     ev_timer_init(&s->commit_soon, on_commit_soon, COMMIT_GAP, 0.);
     ev_timer_init(&s->farewell, on_farewell, FAREWELL, 0.);
     s->commit_soon.data = s->farewell.data = s;
-    if (!format_parse(opts->format, &s->format)) {
-        err_set(err, ERR_PERMANENT,
-                "kafka.format: '%s' is not auto, native, cloudevents or "
-                "debezium",
-                opts->format);
+    s->reread = kafka_reread_new(loop, opts->kafka, &reread_ops, s);
+    if (!kafka_events_init(&s->events, opts->format, opts->max_bytes, err))
         goto fail;
-    }
     s->consumer = kafka_consumer_new(loop, opts->kafka, &consumer_ops, s, err);
     if (s->consumer)
         return s;
@@ -576,8 +533,8 @@ void kafka_source_free(struct kafka_source *s)
     for (size_t i = 0; i < s->n; i++)
         free(s->places[i]);
     free(s->places);
-    kafka_keeper_free(s->keeper);
-    scan_free(s->scan);
+    kafka_reread_free(s->reread);
+    kafka_events_fini(&s->events);
     free(s);
 }
 

@@ -70,6 +70,8 @@ struct outbox_source {
     int64_t gap_since_us; /* and since when it is that */
     json_t *holder;       /* or NULL */
 
+    struct outbox_fetch *fetch; /* for handlers that are behind */
+
     ev_timer timer;
     struct stopping stopping;
 };
@@ -103,6 +105,9 @@ void outbox_check_wake(const struct outbox_source *s, bool has_trigger,
 
 void outbox_check_table(struct outbox_source *s); /* outbox_check.c */
 void outbox_read(struct outbox_source *s);        /* outbox_read.c */
+/* The row as an event without its place. The caller offers it. */
+struct event *outbox_event(struct outbox_source *s, const struct pg_result *res,
+                           int row);
 /* outbox_gaps.c: a transaction id for gaps that have none; and who keeps the
  * oldest gap open, when that has lasted. */
 void outbox_draw_fence(struct outbox_source *s);
@@ -110,5 +115,15 @@ bool outbox_wants_holder(const struct outbox_source *s, int64_t now);
 void outbox_ask_holder(struct outbox_source *s, int64_t now);
 /* After every read and fence: since when is the oldest gap the oldest? */
 void outbox_note_gap_age(struct outbox_source *s);
+
+/* outbox_fetch.c: see source_ops.fetch. One piece at a time. */
+struct outbox_fetch *outbox_fetch_new(struct outbox_source *s,
+                                      const struct outbox_options *opts);
+void outbox_fetch_free(struct outbox_fetch *f);
+void outbox_fetch(struct outbox_fetch *f, struct partition *p,
+                  struct handler *reader, int64_t first, int64_t last,
+                  size_t max);
+/* Whoever asked is gone. */
+void outbox_fetch_cancel(struct outbox_fetch *f);
 
 #endif

@@ -67,8 +67,8 @@ static void set_time(struct event *event, struct row_memory *memory)
 }
 
 /* A row is copied: a result of thousands would stay for one event that waits. */
-static struct event *event_of(struct outbox_source *s,
-                              const struct pg_result *res, int row)
+struct event *outbox_event(struct outbox_source *s, const struct pg_result *res,
+                           int row)
 {
     struct event *event = s->sink.event_new(s->sink.ctx, s->p);
     struct row_memory *memory;
@@ -105,7 +105,7 @@ static void offer_row(struct outbox_source *s, const struct pg_result *res,
 
     if (seen->kind == OUTBOX_SEEN)
         return;
-    event = event_of(s, res, row);
+    event = outbox_event(s, res, row);
     event->place = seen->seq;
     event->is_late = seen->kind == OUTBOX_LATE;
     s->sink.offer(s->sink.ctx, event);

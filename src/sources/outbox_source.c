@@ -247,6 +247,14 @@ static void wake(void *source)
     s->is_starved = false;
 }
 
+static void fetch(struct partition *p, struct handler *reader, int64_t first,
+                  int64_t last, size_t max)
+{
+    struct outbox_source *s = p->place;
+
+    outbox_fetch(s->fetch, p, reader, first, last, max);
+}
+
 static void release(struct event *event)
 {
     free(event->memory);
@@ -262,6 +270,7 @@ static void closed(struct partition *p)
 {
     struct outbox_source *s = p->place;
 
+    outbox_fetch_cancel(s->fetch);
     s->p = NULL;
     s->has_started = s->wants_latest = false;
     stopping_tell(&s->stopping);
@@ -291,6 +300,7 @@ static const struct source_ops ops = {
     .start = start,
     .pause = pause_reading,
     .resume = resume_reading,
+    .fetch = fetch,
     .wake = wake,
     .release = release,
     .commit = commit,
@@ -348,6 +358,7 @@ struct outbox_source *outbox_source_new(struct ev_loop *loop,
     s->timer.data = s;
     if (!outbox_sql_init(&s->sql, opts->table, opts->columns, err))
         goto fail;
+    s->fetch = outbox_fetch_new(s, opts);
     s->pool = pg_pool_new(loop, &pool, err);
     if (!s->pool || !outbox_listen(s, opts, err))
         goto fail;
@@ -373,6 +384,7 @@ void outbox_source_free(struct outbox_source *s)
     s->stopping.is_asked = true;
     s->p = NULL;
     pg_tail_free(s->tail);
+    outbox_fetch_free(s->fetch);
     pg_pool_free(s->pool);
     ev_timer_stop(s->loop, &s->timer);
     outbox_cursor_fini(&s->cursor);

@@ -176,6 +176,9 @@ bool outbox_sql_init(struct outbox_sql *sql, const char *table,
         return false;
     sql->read = read_sql(sql->table, found->columns);
     sql->read_gaps = read_gaps_sql(sql->table, found->columns);
+    sql->fetch = xasprintf("SELECT seq, %s FROM %s WHERE seq BETWEEN $1::bigint"
+                           " AND $2::bigint ORDER BY seq LIMIT $3::int",
+                           found->columns, sql->table);
     sql->anchor =
         xasprintf("SELECT (SELECT id::text FROM %s WHERE seq = $1::bigint),"
                   " (SELECT coalesce(max(seq), 0) FROM %s),"
@@ -190,5 +193,6 @@ void outbox_sql_fini(struct outbox_sql *sql)
     free(sql->read);
     free(sql->read_gaps);
     free(sql->anchor);
+    free(sql->fetch);
     memset(sql, 0, sizeof(*sql));
 }

@@ -1,7 +1,7 @@
 /*
  * A simple model around the pipeline: a log of events with few keys, workers
- * that keep a lane's order, random verdicts, deaths, holds and rewinds, in
- * virtual time.
+ * that keep a lane's order, random verdicts, deaths, holds and handlers that
+ * fall behind, in virtual time.
  */
 #ifndef PIPELINE_MODEL_H
 #define PIPELINE_MODEL_H
@@ -24,10 +24,11 @@
 
 #include <cmocka.h>
 
-#define EVENTS   3000
+#define EVENTS   12000
 #define KEYS     17
 #define HANDLERS 3
 #define WORKERS  3
+#define LONGEST  100 /* numbers drawn while a transaction is open, at most */
 
 struct held {
     uint32_t slot, generation;
@@ -36,6 +37,10 @@ struct held {
     int64_t place;
     bool fresh;
 };
+
+/* What a log of numbers in commit order knows of one: it may be taken before
+ * it is visible, or for ever without (a transaction that rolled back). */
+enum visible { VISIBLE, NOT_YET, NEVER };
 
 struct model {
     struct pipeline *pl;
@@ -57,7 +62,16 @@ struct model {
     bool ring_full, no_chaos;
     size_t n_sent, n_shared; /* messages, deliveries beyond one in them */
     int rooms_again;         /* calls of room_again() */
-    int64_t start_at;        /* where POSITION_LATEST is */
+    int n_behind, n_level;   /* handlers that left, and that came back */
+    /* The piece that is asked for: whose, from where to where; NULL: none. */
+    struct handler *piece_of;
+    int64_t piece_first, piece_last;
+    size_t piece_max;
+    int slow; /* this handler's deliveries hardly ever end; -1: none */
+    /* An outbox: some numbers are invisible for a while, and gaps until then. */
+    uint8_t visible[EVENTS], piece_visible[EVENTS];
+    struct ranges gaps;
+    int64_t start_at; /* where POSITION_LATEST is */
 };
 
 static uint64_t chance(struct model *m, uint64_t n)
@@ -94,13 +108,84 @@ static void source_release(struct event *ev)
     ((struct model *)ev->partition->source)->released++;
 }
 
+static void source_fetch(struct partition *p, struct handler *reader,
+                         int64_t first, int64_t last, size_t max)
+{
+    struct model *m = p->source;
+
+    assert_null(m->piece_of);
+    assert_true(last < p->next && max > 0);
+    m->piece_of = reader;
+    m->piece_first = first < 0 ? 0 : first;
+    m->piece_last = last;
+    m->piece_max = max;
+    memcpy(m->piece_visible, m->visible, sizeof(m->visible));
+}
+
 static const struct source_ops source = {
     .kind = SOURCE_KAFKA,
     .start = source_start,
     .pause = source_pause,
     .resume = source_resume,
+    .fetch = source_fetch,
     .release = source_release,
 };
+
+static void offer(struct model *m, int64_t place, struct handler *reader,
+                  bool is_late)
+{
+    struct event *ev = pipeline_event_new(m->pl, m->p);
+
+    ev->place = place;
+    ev->reader = reader;
+    ev->is_late = is_late;
+    ev->facts[FACT_TYPE] = slice_of(place % 5 ? "CallCreated" : "order.paid");
+    ev->facts[FACT_AGGREGATE_ID] = slice_of(m->keys[place % KEYS]);
+    ev->body = SLICE_LIT("{}");
+    pipeline_offer(m->pl, ev);
+}
+
+/* Some of the piece, and at its end the answer. */
+static void read_piece(struct model *m, size_t most)
+{
+    struct handler *reader = m->piece_of;
+
+    if (!reader)
+        return;
+    for (; most > 0 && m->piece_max > 0 && m->piece_first <= m->piece_last;
+         most--, m->piece_max--, m->piece_first++)
+        if (m->piece_visible[m->piece_first] == VISIBLE)
+            offer(m, m->piece_first, reader, false);
+    if (m->piece_max > 0 && m->piece_first <= m->piece_last)
+        return;
+    m->piece_of = NULL;
+    pipeline_fetched(m->p, m->piece_first);
+}
+
+/* A transaction ends and its number appears. */
+static void end_one(struct model *m, int64_t place)
+{
+    if (m->visible[place] == NOT_YET)
+        m->visible[place] = VISIBLE;
+}
+
+/* Gaps come first: their numbers are lower. */
+static void look_into_gaps(struct model *m)
+{
+    struct ranges then = {0};
+
+    ranges_copy(&then, &m->gaps);
+    for (size_t i = 0; i < then.len; i++)
+        for (int64_t n = then.at[i].first; n <= then.at[i].last; n++) {
+            if (m->visible[n] == NOT_YET ||
+                (m->visible[n] == NEVER && chance(m, 4) > 0))
+                continue;
+            ranges_remove(&m->gaps, n, n);
+            if (m->visible[n] == VISIBLE)
+                offer(m, n, NULL, true);
+        }
+    ranges_fini(&then);
+}
 
 static void read_some(struct model *m, size_t most)
 {
@@ -108,17 +193,34 @@ static void read_some(struct model *m, size_t most)
 
     if (m->reader < 0 || m->is_paused)
         return;
+    for (int64_t n = m->reader - LONGEST; n < m->reader - LONGEST / 2; n++)
+        if (n >= 0)
+            end_one(m, n);
+    look_into_gaps(m);
     for (; most > 0 && room > 0 && m->reader < EVENTS; most--, room--) {
-        struct event *ev = pipeline_event_new(m->pl, m->p);
-
-        ev->place = m->reader++;
-        ev->facts[FACT_TYPE] =
-            slice_of(ev->place % 5 ? "CallCreated" : "order.paid");
-        ev->facts[FACT_AGGREGATE_ID] = slice_of(m->keys[ev->place % KEYS]);
-        ev->body = SLICE_LIT("{}");
-        pipeline_offer(m->pl, ev);
+        if (m->visible[m->reader] == VISIBLE) {
+            offer(m, m->reader++, NULL, false);
+        } else {
+            ranges_add(&m->gaps, m->reader, m->reader);
+            pipeline_advance(m->p, ++m->reader);
+        }
     }
 }
+
+static const struct ranges *source_gaps(const struct partition *p)
+{
+    return &((const struct model *)p->source)->gaps;
+}
+
+static const struct source_ops outbox = {
+    .kind = SOURCE_OUTBOX,
+    .start = source_start,
+    .pause = source_pause,
+    .resume = source_resume,
+    .fetch = source_fetch,
+    .release = source_release,
+    .gaps = source_gaps,
+};
 
 /* --- the host's side ----------------------------------------------------------- */
 
@@ -127,7 +229,7 @@ static bool op_send(void *ctx, unsigned worker, const struct event_msg *ev,
 {
     struct model *m = ctx;
 
-    if (m->n_at[worker] >= 40 + worker || (m->ring_full && chance(m, 3) == 0))
+    if (m->n_at[worker] >= 150 + worker || (m->ring_full && chance(m, 3) == 0))
         return false;
     if (worker == WORKERS)
         assert_int_equal(m->n_at[worker] + (int)n, 1); /* one at a time */
@@ -171,8 +273,20 @@ static void op_want_spare(void *ctx)
     ((struct model *)ctx)->wants_spare = true;
 }
 
-static const struct pipeline_ops ops = {
-    op_send, op_store, op_quiet, op_fenced, op_room_again, op_want_spare};
+static void op_behind(void *ctx, struct partition *p, struct handler *h,
+                      bool is_behind)
+{
+    struct model *m = ctx;
+
+    (void)p;
+    (void)h;
+    m->n_behind += is_behind;
+    m->n_level += !is_behind;
+}
+
+static const struct pipeline_ops ops = {op_send,   op_store,      op_quiet,
+                                        op_fenced, op_room_again, op_want_spare,
+                                        op_behind};
 
 /* --- the model of what must be true ---------------------------------------------- */
 
@@ -209,15 +323,19 @@ static void verdict(struct model *m, unsigned w, size_t i, enum verdict how)
     pipeline_verdict(m->pl, w, &v);
 }
 
-/* The first of its lane among those the worker has, of a random one. */
-static size_t pick(struct model *m, unsigned w)
+/* The first of its lane among those the worker has. */
+static size_t first_of_lane(const struct model *m, unsigned w, size_t i)
 {
-    size_t i = chance(m, m->n_at[w]);
-
     for (size_t k = 0; k < i; k++)
         if (m->at[w][k].lane == m->at[w][i].lane)
             return k;
     return i;
+}
+
+/* The first of a random lane. */
+static size_t pick(struct model *m, unsigned w)
+{
+    return first_of_lane(m, w, chance(m, m->n_at[w]));
 }
 
 static enum verdict roll(struct model *m, const struct held *h)
@@ -238,7 +356,11 @@ static void run_one(struct model *m, unsigned w)
 {
     size_t i = pick(m, w);
     uint64_t lane = m->at[w][i].lane;
-    enum verdict how = roll(m, &m->at[w][i]);
+    enum verdict how;
+
+    if (m->at[w][i].handler == m->slow && chance(m, 100) > 0)
+        return;
+    how = roll(m, &m->at[w][i]);
 
     verdict(m, w, i, how);
     if (how == VERDICT_ACK)
@@ -271,15 +393,6 @@ static void kill_worker(struct model *m, unsigned w)
 
 /* --- one step of chance ---------------------------------------------------------------- */
 
-static void after_quiet(struct model *m)
-{
-    if (!m->is_quiet)
-        return;
-    m->is_quiet = false;
-    assert_true(m->p->wants_rewind);
-    pipeline_start(m->p);
-}
-
 static void store_one(struct model *m)
 {
     size_t i = chance(m, m->n_stores);
@@ -292,6 +405,12 @@ static void store_one(struct model *m)
     pipeline_stored(m->pl, d);
 }
 
+/* One of them is slow for a while, or none. */
+static void slow_down(struct model *m)
+{
+    m->slow = (int)chance(m, HANDLERS + 1) - 1;
+}
+
 static void hold_or_release(struct model *m)
 {
     struct handler *h = m->handlers[chance(m, HANDLERS)];
@@ -300,6 +419,16 @@ static void hold_or_release(struct model *m)
         pipeline_attach(m->pl, h);
     else
         pipeline_detach(m->pl, h, false);
+}
+
+static void run_some(struct model *m)
+{
+    for (int i = 0; i < 8; i++) {
+        unsigned w = (unsigned)chance(m, WORKERS + 1);
+
+        if (m->n_at[w] > 0)
+            run_one(m, w);
+    }
 }
 
 static void step(struct model *m)
@@ -312,20 +441,25 @@ static void step(struct model *m)
     m->ring_full = r % 7 == 0;
     if (r < 200)
         read_some(m, 1 + chance(m, 30));
-    else if (r < 900 && m->n_at[w] > 0)
-        run_one(m, w);
+    else if (r < 300)
+        read_piece(m, 1 + chance(m, 30));
+    else if (r < 400)
+        end_one(m, (int64_t)chance(m, EVENTS));
+    else if (r < 900)
+        run_some(m);
     else if (r < 960 && m->n_stores > 0)
         store_one(m);
     else if (r < 963 && !m->no_chaos && w < WORKERS)
         kill_worker(m, w);
-    else if (r < 970 && !m->no_chaos)
+    else if (r < 966 && !m->no_chaos)
         hold_or_release(m);
+    else if (r < 971 && !m->no_chaos)
+        slow_down(m);
     if (m->wants_spare && !m->spare_up) {
         m->spare_up = true;
         pipeline_worker_up(m->pl, WORKERS);
     }
     pipeline_pump_all(m->pl);
-    after_quiet(m);
 }
 
 static bool is_finished(struct model *m)
@@ -333,11 +467,19 @@ static bool is_finished(struct model *m)
     struct pipeline_numbers n;
 
     pipeline_numbers(m->pl, &n);
-    return m->reader == EVENTS && n.events == 0 &&
-           m->p->state == PARTITION_RUNNING;
+    return m->reader == EVENTS && n.events == 0 && m->p->n_behind == 0 &&
+           m->gaps.len == 0 && m->p->state == PARTITION_RUNNING;
 }
 
-/* No position may be beyond something that is not settled. */
+static bool is_due(const struct model *m, int h, int64_t place)
+{
+    return m->visible[place] == VISIBLE &&
+           handler_wants(m->handlers[h],
+                         slice_of(place % 5 ? "CallCreated" : "order.paid"));
+}
+
+/* No position may be beyond something that is not settled, and no gap may be
+ * what is settled. */
 static void check_positions(struct model *m)
 {
     for (int h = 0; h < HANDLERS; h++) {
@@ -346,10 +488,11 @@ static void check_positions(struct model *m)
         if (!pipeline_position(m->p, m->handlers[h], &at))
             continue;
         for (int64_t place = 0; place < at.next && place < EVENTS; place++)
-            if (handler_wants(
-                    m->handlers[h],
-                    slice_of(place % 5 ? "CallCreated" : "order.paid")))
+            if (is_due(m, h, place) && !ranges_has(&at.gaps, place))
                 assert_int_equal(m->done[h][place], 1);
+        for (size_t i = 0; i < at.gaps.len; i++)
+            for (int64_t n = at.gaps.at[i].first; n <= at.gaps.at[i].last; n++)
+                assert_int_equal(m->done[h][n], 0);
         ranges_fini(&at.gaps);
     }
 }
@@ -383,7 +526,7 @@ static void set_up(struct model *m, uint64_t seed, uint64_t window_bytes)
     memset(m, 0, sizeof(*m));
     memset(m->last, 0xff, sizeof(m->last));
     m->seed = seed;
-    m->reader = -1;
+    m->reader = m->slow = -1;
     m->metrics = metrics_new();
     m->pl = pipeline_new(&config, &ops, m, m->metrics);
     m->now_us = 1000;
@@ -410,6 +553,7 @@ static void set_up(struct model *m, uint64_t seed, uint64_t window_bytes)
 static void drain(struct model *m)
 {
     m->no_chaos = true;
+    m->slow = -1;
     for (int i = 0; i < HANDLERS; i++)
         if (m->handlers[i]->is_held)
             pipeline_attach(m->pl, m->handlers[i]);

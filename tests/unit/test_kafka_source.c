@@ -48,6 +48,8 @@ struct fixture {
     struct event *kept[KEPT_MAX]; /* not released, the first ones */
     size_t keep_to, n_kept;
     bool may_be_troubled, is_troubled;
+    int64_t fetched, piece_from; /* the answer, and the first of the piece */
+    size_t n_pieces;             /* events of it */
 };
 
 static struct partition *on_opened(void *ctx, const struct source_ops *ops,
@@ -87,11 +89,24 @@ static struct event *on_event_new(void *ctx, struct partition *p)
     return event;
 }
 
+static void on_piece(struct fixture *f, struct event *event)
+{
+    if (f->n_pieces++ == 0)
+        f->piece_from = event->place;
+    f->inverted += event->place != f->piece_from + (int64_t)f->n_pieces - 1;
+    event->partition->ops->release(event);
+    free(event);
+}
+
 static void on_offer(void *ctx, struct event *event)
 {
     struct fixture *f = ctx;
     struct partition *p = event->partition;
 
+    if (event->reader) {
+        on_piece(f, event);
+        return;
+    }
     f->inverted += event->place <= f->last[p->number];
     f->last[p->number] = event->place;
     f->offered++;
@@ -207,6 +222,14 @@ static void on_rebalance(void *arg)
     ((struct fixture *)arg)->rebalances++;
 }
 
+static void on_fetched(void *ctx, struct partition *p, int64_t next)
+{
+    struct fixture *f = ctx;
+
+    (void)p;
+    f->fetched = next;
+}
+
 static void make_source(struct fixture *f)
 {
     struct source_sink sink = {
@@ -216,6 +239,7 @@ static void make_source(struct fixture *f)
         .offer = on_offer,
         .event_new = on_event_new,
         .advance = on_advance,
+        .fetched = on_fetched,
         .closing = on_closing,
         .trouble = on_trouble,
     };
@@ -446,21 +470,62 @@ static void without_room_it_waits_until_it_is_woken(void **state)
     close_source(f);
 }
 
-static void a_rewind_reads_again(void **state)
+/* What came of a piece: how many, from where to where. */
+static void fetch(struct fixture *f, int64_t first, int64_t last, size_t max)
+{
+    struct partition *p = f->parts[0];
+
+    f->n_pieces = 0;
+    f->fetched = -1;
+    p->ops->fetch(p, (struct handler *)(void *)f, first, last, max);
+    AWAIT(f, f->fetched >= 0);
+}
+
+/* M4: pieces of what was read before, beside the reading, which goes on. */
+static void pieces_are_read_again_beside_the_reading(void **state)
 {
     struct fixture *f = *state;
-    struct position from = {.next = 40};
 
     produce(f, 0, 100, "{}");
     open_source(f);
     start_all(f);
     AWAIT(f, f->offered == 100);
-    f->last[0] = 39;
-    f->offered = 0;
-    f->parts[0]->ops->start(f->parts[0], &from);
-    AWAIT(f, f->offered == 60);
+    fetch(f, 40, 79, 30); /* as many as were allowed */
+    assert_int_equal(f->n_pieces, 30);
+    assert_int_equal(f->piece_from, 40);
+    assert_int_equal(f->fetched, 70);
+    fetch(f, 70, 79, 30); /* what follows it, to its end */
+    assert_int_equal(f->n_pieces, 10);
+    assert_int_equal(f->fetched, 80);
+    fetch(f, 5, 9, 100); /* an older one */
+    assert_int_equal(f->n_pieces, 5);
+    assert_int_equal(f->piece_from, 5);
+    fetch(f, POSITION_EARLIEST, 99, 1000); /* all of it */
+    assert_int_equal(f->n_pieces, 100);
+    assert_int_equal(f->piece_from, 0);
+    assert_int_equal(f->fetched, 100);
     assert_int_equal(f->inverted, 0);
+    produce(f, 0, 20, "{}");
+    AWAIT(f, f->offered == 120);
+    fetch(f, 100, 119, 1000); /* what came meanwhile */
+    assert_int_equal(f->n_pieces, 20);
     close_source(f);
+}
+
+/* The partition goes while a piece of it is under way. */
+static void a_piece_ends_with_its_partition(void **state)
+{
+    struct fixture *f = *state;
+
+    produce(f, 0, 100, "{}");
+    open_source(f);
+    start_all(f);
+    AWAIT(f, f->offered == 100);
+    f->fetched = -1;
+    f->parts[0]->ops->fetch(f->parts[0], (struct handler *)(void *)f, 0, 99,
+                            100);
+    close_source(f);
+    assert_int_equal(f->fetched, -1);
 }
 
 static void what_is_too_large_is_offered_as_undecodable(void **state)
@@ -601,7 +666,8 @@ int main(void)
         CASE(a_paused_partition_waits_and_loses_nothing),
         CASE(one_full_partition_does_not_stop_the_others),
         CASE(without_room_it_waits_until_it_is_woken),
-        CASE(a_rewind_reads_again),
+        CASE(pieces_are_read_again_beside_the_reading),
+        CASE(a_piece_ends_with_its_partition),
         CASE(what_is_too_large_is_offered_as_undecodable),
         CASE(what_is_assigned_after_the_stop_is_not_opened),
     };

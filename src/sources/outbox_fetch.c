@@ -1,0 +1,107 @@
+/*
+ * Rows read again, for handlers that are behind: bounded pieces of what the
+ * reading has passed, on a connection of their own, so that they never stand in
+ * its way. What lies below the reading is complete but for its open gaps, so a
+ * plain range by number is enough; who waits for a gap is the core's business.
+ */
+#include "sources/outbox_priv.h"
+#include "stores/tries.h"
+
+#include "base/check.h"
+#include "base/mem.h"
+
+#include <stdlib.h>
+
+#define UNUSED __attribute__((unused))
+
+struct outbox_fetch {
+    struct outbox_source *source;
+    struct pg_pool_options options;
+    struct pg_pool *pool; /* NULL: nobody was behind yet */
+    struct tries tries;
+    struct partition *p; /* that asked, NULL: nobody */
+    struct handler *reader;
+    int64_t last;
+    size_t max;
+};
+
+struct outbox_fetch *outbox_fetch_new(struct outbox_source *s,
+                                      const struct outbox_options *opts)
+{
+    struct outbox_fetch *f = xcalloc(1, sizeof(*f));
+
+    f->source = s;
+    f->options = (struct pg_pool_options){
+        .url = xstrdup(opts->url),
+        .name = "outbox behind",
+        .application_name = "moontide outbox",
+        .session_sql = opts->session_sql ? xstrdup(opts->session_sql) : NULL,
+        .size = 1,
+        .no_prepare = opts->no_prepare,
+    };
+    tries_init(&f->tries, s->loop, NULL);
+    return f;
+}
+
+void outbox_fetch_free(struct outbox_fetch *f)
+{
+    if (!f)
+        return;
+    tries_fini(&f->tries);
+    pg_pool_free(f->pool);
+    free((char *)(uintptr_t)f->options.url);
+    free((char *)(uintptr_t)f->options.session_sql);
+    free(f);
+}
+
+void outbox_fetch_cancel(struct outbox_fetch *f)
+{
+    tries_fini(&f->tries);
+    f->p = NULL;
+}
+
+/* Fewer rows than were allowed: there is nothing more up to the end. */
+static void on_rows(void *arg, const struct pg_result *res)
+{
+    struct outbox_fetch *f = arg;
+    struct outbox_source *s = f->source;
+    struct partition *p = f->p;
+    int rows = pg_result_nrows(res);
+    int64_t next = f->last + 1;
+
+    if ((size_t)rows >= f->max)
+        next =
+            strtoll(pg_result_value(res, rows - 1, COLUMN_SEQ), NULL, 10) + 1;
+    for (int row = 0; row < rows; row++) {
+        struct event *event = outbox_event(s, res, row);
+
+        event->place = strtoll(pg_result_value(res, row, COLUMN_SEQ), NULL, 10);
+        event->reader = f->reader;
+        s->sink.offer(s->sink.ctx, event);
+    }
+    f->p = NULL;
+    s->sink.fetched(s->sink.ctx, p, next);
+}
+
+void outbox_fetch(struct outbox_fetch *f, struct partition *p,
+                  struct handler *reader, int64_t first, int64_t last,
+                  size_t max)
+{
+    struct try *q;
+    struct err err;
+
+    if (!f->pool) {
+        f->pool = pg_pool_new(f->source->loop, &f->options, &err);
+        CHECK(f->pool); /* the source has one with this url */
+        tries_init(&f->tries, f->source->loop, f->pool);
+    }
+    q = try_new(&f->tries, "read again", f->source->sql.fetch);
+    f->p = p;
+    f->reader = reader;
+    f->last = last;
+    f->max = max;
+    try_number(q, first);
+    try_number(q, last);
+    try_number(q, (int64_t)max);
+    try_send(q, on_rows, f);
+}
