@@ -95,8 +95,17 @@ ctx.idempotency_key = host.idempotency_key
 
 local FORGOTTEN = "a verdict of ctx was made but neither returned nor raised"
 
+-- serialization_failure, deadlock_detected: others were in the way, and the
+-- database chose this transaction to give up. Not the delivery's fault.
+local IN_THE_WAY = { ["40001"] = true, ["40P01"] = true }
+
+local function kind_of(v)
+  if v.kind == "retry" and IN_THE_WAY[v.code] then return "again" end
+  return v.kind
+end
+
 local function parts(v)
-  return v.kind, v.class, v.code, v.reason, v.after, v.traceback
+  return kind_of(v), v.class, v.code, v.reason, v.after, v.traceback
 end
 
 local function bug(reason)
@@ -155,11 +164,11 @@ local function of_db(err)
   return new(err.code == FENCED and "fenced" or "retry", err.class, err.code, err.message)
 end
 
--- Waiting for another's inbox row is no attempt. Any other lock counts one: a
--- lock that is never free would else be asked for for ever.
+-- Waiting for another's inbox row is no attempt. Any other lock counts one: it
+-- is the handler's to know how long it may be held.
 local function of_inbox(err)
   if err.code == LOCK_NOT_AVAILABLE then
-    return new("snooze", "transient", err.code, "waits for the inbox row", 200)
+    return new("again", "transient", err.code, "waits for the inbox row")
   end
   return of_db(err)
 end
@@ -183,6 +192,13 @@ local function keeps(v)
   return v == nil or v.kind == "ack" or v.kind == "skip"
 end
 
+-- What a run in a transaction says when a statement failed in it: an ack could
+-- not commit, and a retry in the handler's own words hides whose fault it was.
+local function blame(v, err)
+  if err and (keeps(v) or v.kind == "retry" and IN_THE_WAY[err.code]) then return of_db(err) end
+  return v
+end
+
 local function in_transaction(handle)
   return function(event, context)
     local id = host.place()
@@ -199,7 +215,7 @@ local function in_transaction(handle)
     host.set_tx(nil)
     verdict = value
     if ok then verdict = judge(value, host.made_verdict()) end
-    if keeps(verdict) and tx:failed() then verdict = of_db(tx:failed()) end
+    verdict = blame(verdict, tx:failed())
     if not keeps(verdict) then
       tx:rollback()
       return verdict
@@ -214,7 +230,7 @@ end
 
 local function settle(i, v, is_duplicate)
   v = v or new("ack")
-  host.settle(i, v.kind, v.class, v.code, v.reason, v.after, v.traceback, is_duplicate or false)
+  host.settle(i, kind_of(v), v.class, v.code, v.reason, v.after, v.traceback, is_duplicate or false)
 end
 
 local Batch = {}
@@ -323,7 +339,7 @@ function Batch:run_each(list, tx)
     local ok, value = xpcall(self.handle, trace, self.events[i], self.context)
     local v = value
     if ok then v = judge(value, host.made_verdict()) end
-    if keeps(v) and tx:failed() then v = of_db(tx:failed()) end
+    v = blame(v, tx:failed())
     host.current(nil)
     if not keeps(v) then return nil, v, n end
     verdicts[i] = v
@@ -420,8 +436,9 @@ function Batch:again_carefully(list, err)
   return self:attempt(list)
 end
 
--- serialization_failure, deadlock_detected, lock_not_available
-local CONTENTION = { ["40001"] = true, ["40P01"] = true, [LOCK_NOT_AVAILABLE] = true }
+local function is_contention(code)
+  return IN_THE_WAY[code] or code == LOCK_NOT_AVAILABLE
+end
 
 -- Two transactions that hold rows of several deliveries may wait for each other
 -- where those of one delivery would not: nobody's fault, and not done again.
@@ -434,10 +451,12 @@ end
 local function objection(tx, list, verdicts, failure, at)
   local refused = tx:refused(not verdicts)
   if refused then return "again_carefully", list, refused end
-  if at and #list > 1 and CONTENTION[failure.code] then return "part", list end
+  if at and #list > 1 and is_contention(failure.code) then return "part", list end
   if at then return "split", list, at, failure end
+  local err = tx:failed()
+  if err and IN_THE_WAY[err.code] then return "halve", list, of_db(err) end
   if verdicts and not all_keep(verdicts, list) then return "again_without", list, verdicts end
-  if verdicts and tx:failed() then verdicts, failure = nil, of_db(tx:failed()) end
+  if verdicts and err then verdicts, failure = nil, of_db(err) end
   if not verdicts then return "halve", list, failure end
 end
 
@@ -445,7 +464,7 @@ end
 function Batch:uncommitted(tx, list, partitions, err)
   local refused = tx:refused()
   if refused then return self:again_carefully(list, refused) end
-  if self.is_each and #list > 1 and CONTENTION[err.code] then return self:part(list) end
+  if self.is_each and #list > 1 and is_contention(err.code) then return self:part(list) end
   if err.code == FENCED and #partitions > 1 then return self:halve(list, of_db(err)) end
   return self:settle_all(list, of_db(err))
 end

@@ -44,13 +44,16 @@ const char *body_form_name(enum body_form form);
 bool body_form_parse(const char *name, enum body_form *form);
 
 /* What a delivery's run says. */
-#define VERDICTS(X)                                              \
-    X(ACK, "ack")                                                \
-    X(RETRY, "retry")                                            \
-    X(DEAD, "dead")                                              \
-    X(SKIP, "skip")                                              \
-    X(SNOOZE, "snooze") /* later, no attempt counted */          \
-    X(BACK, "back")     /* given back without having been run */ \
+#define VERDICTS(X)                                                \
+    X(ACK, "ack")                                                  \
+    X(RETRY, "retry")                                              \
+    X(DEAD, "dead")                                                \
+    X(SKIP, "skip")                                                \
+    X(SNOOZE, "snooze") /* later, no attempt counted */            \
+    X(AGAIN, "again")   /* others were in the way in the         \
+                           database: soon, and no attempt as     \
+                           long as there were not many */ \
+    X(BACK, "back")     /* given back without having been run */   \
     X(FENCED, "fenced") /* another owner has the partition: stop */
 
 enum verdict {

@@ -43,6 +43,10 @@ struct failures {
     char *error, *traceback; /* of the last one, whole */
 };
 
+/* So often a delivery may find others in its way in the database before that
+ * counts as an attempt: with their delays about a minute. */
+#define DELIVERY_AGAINS_MAX 100
+
 struct delivery {
     struct event *event;
     struct handler *handler;
@@ -57,6 +61,7 @@ struct delivery {
     uint16_t attempt;    /* the one that runs or will run, from 1 */
     uint8_t crashes;     /* strikes: three make a dead letter */
     uint8_t state;       /* enum delivery_state */
+    uint8_t agains;      /* in a row, see DELIVERY_AGAINS_MAX */
     bool is_suspect;     /* held by a worker that died of nobody knows what */
     bool is_dropped;     /* its partition closes or its handler is held:
                             whatever comes back settles nothing */

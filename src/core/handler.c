@@ -38,6 +38,7 @@ static void open_series(struct handler *h, struct metrics *m)
     h->duplicates = metrics_get(m, M_DUPLICATES, h->name);
     h->failures = metrics_get(m, M_DISPATCH_FAILURES, h->name);
     h->dead = metrics_get(m, M_DEAD_LETTER, h->name);
+    h->again = metrics_get(m, M_DATABASE_RETRIES, h->name);
     h->duration = metrics_get(m, M_HANDLER_DURATION, h->name);
 }
 

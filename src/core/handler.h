@@ -65,7 +65,7 @@ struct handler {
     struct series *attempts[VERDICT_COUNT]; /* NULL where it has no outcome */
     struct series *settled[VERDICT_COUNT];
     struct series *errors[CLASS_COUNT];
-    struct series *duplicates, *failures, *dead, *duration;
+    struct series *duplicates, *failures, *dead, *duration, *again;
 };
 
 struct handler *handler_new(const char *name, struct metrics *metrics);

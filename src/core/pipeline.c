@@ -569,6 +569,31 @@ void attempt_failed(struct pipeline *pl, struct delivery *d,
     delivery_wait(pl, d, delay);
 }
 
+/* Two transactions were in each other's way, and the database gave up on this
+ * one. Nobody's fault, so no attempt; but what never gets through must not try
+ * for ever. */
+static void run_again(struct pipeline *pl, struct delivery *d,
+                      const struct verdict_msg *v)
+{
+    static const struct retry_policy soon = {
+        .base_ms = 10, .cap_ms = 1000, .jitter = true};
+    int64_t delay = v->after_ms;
+
+    if (d->agains >= DELIVERY_AGAINS_MAX) {
+        struct verdict_msg failed = *v;
+
+        failed.verdict = VERDICT_RETRY;
+        d->agains = 0;
+        attempt_failed(pl, d, &failed);
+        return;
+    }
+    d->agains++;
+    series_add(d->handler->again, 1);
+    if (delay < 0)
+        delay = backoff_ms(&soon, d->agains, random_u64());
+    delivery_wait(pl, d, delay);
+}
+
 static void settle_well(struct pipeline *pl, struct delivery *d,
                         const struct verdict_msg *v)
 {
@@ -600,6 +625,7 @@ static void apply(struct pipeline *pl, struct delivery *d,
     case VERDICT_SNOOZE:
         delivery_wait(pl, d, v->after_ms < 0 ? SNOOZE_MS : v->after_ms);
         return;
+    case VERDICT_AGAIN: run_again(pl, d, v); return;
     case VERDICT_BACK:
         delivery_set_state(d, DELIVERY_WAITING, pl->counts);
         return;

@@ -349,6 +349,8 @@ static enum verdict roll(struct model *m, const struct held *h)
         return VERDICT_DEAD;
     if (r < 13)
         return VERDICT_SNOOZE;
+    if (r < 15)
+        return VERDICT_AGAIN;
     return VERDICT_ACK;
 }
 

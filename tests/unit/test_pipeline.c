@@ -279,6 +279,51 @@ static void a_far_time_of_a_worker_is_not_now(void **state)
     finish(m);
 }
 
+/* Design 13.9: others in the way are no attempt, but not for ever. */
+static void others_in_the_way_count_no_attempt_a_hundred_times(void **state)
+{
+    struct model *m = xcalloc(1, sizeof(*m));
+    struct series *again;
+
+    (void)state;
+    set_up(m, 4, 120000);
+    m->no_chaos = true;
+    unsigned w = one_is_sent(m, 0);
+    again = metrics_get(m->metrics, M_DATABASE_RETRIES, m->handlers[0]->name);
+    for (int i = 0; i <= DELIVERY_AGAINS_MAX; i++) {
+        size_t k = 0;
+
+        while (k < m->n_at[w] && m->at[w][k].handler != 0)
+            k++;
+        assert_true(k < m->n_at[w]);
+        struct held h = m->at[w][k];
+        struct delivery *d =
+            CONTAINER_OF(m->p->cursors[m->handlers[0]->index].unsettled.next,
+                         struct delivery, in_cursor);
+        struct verdict_msg v = {.slot = h.slot,
+                                .generation = h.generation,
+                                .verdict = VERDICT_AGAIN,
+                                .class = CLASS_TRANSIENT,
+                                .reason = SLICE_LIT("deadlock detected"),
+                                .after_ms = -1};
+
+        assert_int_equal(d->attempt, 1);
+        take_out(m, w, k);
+        pipeline_verdict(m->pl, w, &v);
+        assert_int_equal(d->state, DELIVERY_BACKOFF);
+        assert_true(d->due_us > m->now_us && d->due_us <= m->now_us + 1000000);
+        if (i == DELIVERY_AGAINS_MAX) {
+            assert_int_equal(d->attempt, 2);
+            assert_string_equal(d->failures->error, "deadlock detected");
+        }
+        m->now_us = d->due_us;
+        pipeline_tick(m->pl, m->now_us, m->now_us);
+        pipeline_pump_all(m->pl);
+    }
+    assert_int_equal(series_value(again), DELIVERY_AGAINS_MAX);
+    finish(m);
+}
+
 /* A second SIGTERM, or a drain that takes too long, while the database does not
  * answer: what is being stored goes back to its source, too. */
 static void freeing_does_not_wait_for_what_is_being_stored(void **state)
@@ -479,6 +524,7 @@ int main(void)
         cmocka_unit_test(room_is_offered_in_the_turn_that_made_it),
         cmocka_unit_test(three_strikes_make_a_dead_letter),
         cmocka_unit_test(a_far_time_of_a_worker_is_not_now),
+        cmocka_unit_test(others_in_the_way_count_no_attempt_a_hundred_times),
         cmocka_unit_test(freeing_does_not_wait_for_what_is_being_stored),
         cmocka_unit_test(facts_that_no_ring_takes_are_a_dead_letter),
         cmocka_unit_test(when_all_are_held_the_reading_starts_at_the_earliest),

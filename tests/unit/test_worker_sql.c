@@ -327,7 +327,44 @@ static void a_lock_not_got_counts_unless_it_is_the_inbox(void **state)
                            " VALUES ('probe', 'e-1')");
     seen = run(body, decl, NULL);
     pg_sync_close(other);
-    assert_end(body, &seen, VERDICT_SNOOZE, CLASS_TRANSIENT, "inbox row");
+    assert_end(body, &seen, VERDICT_AGAIN, CLASS_TRANSIENT, "inbox row");
+}
+
+/* Design 13.9, P9: the database gave this transaction up for another's sake.
+ * However the handler says so, and whoever's the transaction is. */
+static void a_deadlock_is_no_attempt(void **state)
+{
+#define RAISE(code) \
+    "DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '" code "'; END $$"
+#define IN_TX "{\"transaction\":true,\"allow\":{\"db\":true}}"
+#define PLAIN "{\"allow\":{\"db\":true}}"
+    static const struct {
+        const char *decl, *body;
+    } cases[] = {
+        {IN_TX, "ctx.tx:exec(\"" RAISE("40P01") "\")"},
+        {IN_TX, "ctx.tx:exec(\"" RAISE("40001") "\") error('in my own words')"},
+        {IN_TX, "ctx.tx:exec(\"" RAISE("40001") "\") return ctx.retry('mine')"},
+        {"{\"transaction\":true}",
+         "ctx.tx:exec(\"" RAISE("40001") "\") error('in my own words')"},
+        {PLAIN, "return ctx.retry(select(2, db.exec(\"" RAISE("40P01") "\")))"},
+        {PLAIN, "assert(db.transaction(function(tx)"
+                " tx:exec(\"" RAISE("40001") "\") end))"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct seen seen = run(cases[i].body, cases[i].decl, NULL);
+
+        assert_end(cases[i].body, &seen, VERDICT_AGAIN, CLASS_TRANSIENT, "x");
+        assert_int_equal(seen.after_ms, -1);
+    }
+    struct seen dead =
+        run("ctx.tx:exec(\"" RAISE(
+                "40P01") "\")"
+                         " return ctx.dead('for another reason')",
+            IN_TX, NULL);
+
+    assert_end("dead", &dead, VERDICT_DEAD, CLASS_PERMANENT, "another reason");
 }
 
 /* What statements leave on a session though they are no SET. */
@@ -473,6 +510,7 @@ int main(void)
         cmocka_unit_test(a_handler_cannot_end_its_transaction),
         cmocka_unit_test(a_handler_leaves_no_settings_behind),
         cmocka_unit_test(a_lock_not_got_counts_unless_it_is_the_inbox),
+        cmocka_unit_test(a_deadlock_is_no_attempt),
         cmocka_unit_test(a_session_is_clean_for_the_next),
         cmocka_unit_test(a_clean_session_keeps_its_plans),
         cmocka_unit_test(a_transaction_can_choose_its_isolation),

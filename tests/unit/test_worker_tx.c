@@ -160,6 +160,32 @@ static void who_waits_for_each_other_is_parted(void **state)
     assert_int_equal(asked("SELECT count(*) FROM event_inbox"), MANY);
 }
 
+/* A batch in which a statement lost to somebody else's is nobody's failure,
+ * whatever handle_batch makes of it. */
+static void a_deadlock_in_a_batch_is_no_attempt(void **state)
+{
+    static const char *const ends[] = {"", "error('mine')",
+                                       "return ctx.retry('mine')"};
+    char source[300];
+
+    (void)state;
+    for (size_t i = 0; i < 3; i++) {
+        struct harness h;
+
+        snprintf(source, sizeof(source),
+                 "return { handle_batch = function(events, ctx) ctx.tx:exec("
+                 "\"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '40P01';"
+                 " END $$\") %s end }",
+                 ends[i]);
+        start(&h, source,
+              "{\"transaction\":true,\"batch\":{\"max\":20,\"wait_ms\":0}}");
+        offer_many(&h);
+        for (uint32_t n = 0; n < MANY; n++)
+            assert_int_equal(of(&h, n).verdict, VERDICT_AGAIN);
+        harness_fini(&h);
+    }
+}
+
 /* The second is a duplicate of the first only when that has committed. */
 static void one_event_twice_is_done_once_or_not_at_all(void **state)
 {
@@ -283,6 +309,7 @@ int main(void)
         cmocka_unit_test(who_fails_takes_nobody_along),
         cmocka_unit_test(what_the_inbox_knows_is_not_run_again),
         cmocka_unit_test(who_waits_for_each_other_is_parted),
+        cmocka_unit_test(a_deadlock_in_a_batch_is_no_attempt),
         cmocka_unit_test(one_event_twice_is_done_once_or_not_at_all),
         cmocka_unit_test(only_the_lost_partition_is_fenced),
         cmocka_unit_test(other_effects_have_a_transaction_each),
