@@ -10,6 +10,7 @@ error("lua/meta describes the API for editors: it is not for require")
 ---@field concurrency? integer lanes at once per host, default 16
 ---@field start? "now"|"earliest"|string where a handler without a position begins
 ---@field retry? moontide.Retry
+---@field breaker? false|moontide.Breaker when to leave a destination alone that fails too often
 ---@field timeout? moontide.Duration wall time of a delivery with its waits, default "30s"
 ---@field on_dead? "continue" what the lane does after a dead letter
 ---@field transaction? boolean run in ctx.tx, exactly once
@@ -27,6 +28,12 @@ error("lua/meta describes the API for editors: it is not for require")
 ---@field base? moontide.Duration default "200ms"
 ---@field cap? moontide.Duration default "5m"
 ---@field jitter? "full"|"none" default "full"
+
+---@class moontide.Breaker
+---@field rate? number opens when this share of the calls failed, default 0.5
+---@field calls? integer of at least so many, default 10
+---@field window? moontide.Duration within this time, default "30s"
+---@field open? moontide.Duration for at least so long, default "10s"
 
 ---@class moontide.Allow
 ---@field http? string[] url prefixes, and networks such as "10.0.0.0/8" that names may lead to

@@ -194,6 +194,23 @@ end
 
 function FIELDS.retry(self, value) return fields(self, "retry", value, RETRY) end
 
+local BREAKER = {
+  rate = function(self, v)
+    if type(v) ~= "number" or v <= 0 or v > 1 then
+      self:fail("breaker.rate", "a share of the calls expected, above 0 and up to 1")
+    end
+    return v
+  end,
+  calls = function(self, v) return self:integer("breaker.calls", v, 1, 1000000) end,
+  window = function(self, v) return self:duration("breaker.window", v, 100), "window_ms" end,
+  open = function(self, v) return self:duration("breaker.open", v, 10), "open_ms" end,
+}
+
+function FIELDS.breaker(self, value)
+  if value == false then return false end
+  return fields(self, "breaker", value, BREAKER)
+end
+
 function FIELDS.timeout(self, value) return self:duration("timeout", value, 1), "timeout_ms" end
 
 -- The contract knows two more, this version does not keep them.
@@ -339,7 +356,7 @@ end
 
 -- Settings over the file ----------------------------------------------------------
 
-local OVERRIDES = { concurrency = true, retry = true, timeout = true, on_dead = true, start = true,
+local OVERRIDES = { breaker = true, concurrency = true, retry = true, timeout = true, on_dead = true, start = true,
                     allow = true, config = true, enabled = true }
 
 local function override(self, decl, settings)

@@ -13,6 +13,7 @@
 #include "base/mem.h"
 #include "core/pattern.h"
 #include "host/host_priv.h"
+#include "host/open_breakers.h"
 #include "host/probe.h"
 #include "host/watch.h"
 
@@ -680,17 +681,30 @@ static json_t *shown(const json_t *decl)
     return copy;
 }
 
+static json_t *breakers_json(const struct entry *e)
+{
+    json_t *open = open_breakers_json(e->catalogue->host->breakers, e->name);
+
+    if (json_array_size(open) > 0)
+        return open;
+    json_decref(open);
+    return NULL;
+}
+
 static json_t *entry_json(const struct entry *e)
 {
     const struct host *h = e->catalogue->host;
     const struct version *v = e->running;
     char why[160], since[RFC3339_SIZE];
+    json_t *breakers = breakers_json(e);
     json_t *json =
         json_pack("{s:s, s:s, s:s, s:i}", "name", e->name, "state", state_of(e),
                   "file", e->path, "inflight", (int)e->handler->inflight);
 
     if (switches_holds(h, e->name, why, sizeof(why)))
         json_object_set_new(json, "heldBy", json_string(why));
+    if (breakers)
+        json_object_set_new(json, "openBreakers", breakers);
     if (e->error)
         json_object_set_new(json, "refused", json_string(e->error));
     if (e->candidate)

@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "host/open_breakers.h"
 #include "pg/pg.h"
 #include "stores/deadletters.h"
 
@@ -108,6 +109,7 @@ void collect_start(struct host *h)
     h->collect = xcalloc(1, sizeof(*h->collect));
     for (int i = 0; i < PIPELINE_WORKERS_MAX; i++)
         h->collect->memory[i] = json_object();
+    h->breakers = open_breakers_new(h->metrics);
     series_set(metrics_get(h->metrics, M_BUILD_INFO, MT_VERSION), 1);
     series_set(metrics_get(h->metrics, M_PROCESS_START),
                (double)h->started_us / 1e6);
@@ -120,6 +122,8 @@ void collect_end(struct host *h)
         json_decref(h->collect->memory[i]);
     free(h->collect);
     h->collect = NULL;
+    open_breakers_free(h->breakers);
+    h->breakers = NULL;
 }
 
 /* --- from workers ------------------------------------------------------------------ */
@@ -186,6 +190,7 @@ void collect_worker_gone(struct host *h, unsigned worker)
     json_object_foreach(told, name, bytes)
         add_memory(h, name, -json_number_value(bytes));
     json_object_clear(told);
+    open_breakers_worker_gone(h->breakers, worker);
 }
 
 static void add_values(struct series *s, enum metric_kind kind,
@@ -236,6 +241,23 @@ static void add_own(struct host *h, const json_t *metric)
         log_debug("handler metric refused", "name=%s", name);
 }
 
+/* Names of handlers only; a destination is as long as an url's origin. */
+static void add_breakers(struct host *h, unsigned worker, const json_t *rows)
+{
+    json_t *row;
+    size_t i;
+
+    json_array_foreach(rows, i, row) {
+        const char *name = json_string_value(json_array_get(row, 0));
+        const char *destination = json_string_value(json_array_get(row, 1));
+
+        if (name && catalogue_knows(h->catalogue, name) && destination &&
+            strlen(destination) <= 300)
+            open_breakers_told(h->breakers, worker, name, destination,
+                               json_integer_value(json_array_get(row, 2)) != 0);
+    }
+}
+
 void collect_worker_news(struct host *h, unsigned worker, struct slice json)
 {
     json_t *news = json_loadb(json.ptr, json.len, 0, NULL), *one;
@@ -249,6 +271,7 @@ void collect_worker_news(struct host *h, unsigned worker, struct slice json)
     add_rows(h, json_object_get(news, "raised"), M_EVENTS_RAISED, 2);
     add_stored(h, json_object_get(news, "stored"));
     set_memory(h, worker, json_object_get(news, "memory"));
+    add_breakers(h, worker, json_object_get(news, "breakers"));
     json_array_foreach(json_object_get(news, "databases"), i, one) {
         name = json_string_value(json_array_get(one, 0));
         if (name && strcmp(name, "main") != 0)

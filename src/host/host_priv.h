@@ -23,6 +23,7 @@ struct collect;
 struct deadletters;
 struct delivery_store;
 struct flag_store;
+struct open_breakers;
 struct intake;
 struct kafka_embedded;
 struct kafka_producer;
@@ -44,6 +45,7 @@ struct host {
     struct catalogue *catalogue;
     struct intake *intake;
     struct collect *collect;
+    struct open_breakers *breakers;
     struct api *api;
 
     struct pg_pool *db; /* NULL: no PostgreSQL */

@@ -41,6 +41,7 @@ enum msg_kind {
  *   "raised": [[aggregate type, event type, n], …],
  *   "stored": [[seconds, n], …],               publish durations
  *   "databases": [[name, connected 0/1], …],
+ *   "breakers": [[handler, destination, open 0/1], …],  those that changed
  *   "own": [{"kind":"counter|gauge|histogram","name":…,"help":…,
  *            "labels":{…},"value":n,"values":[n,…] for histograms}, …] }
  *

@@ -13,6 +13,7 @@
 #include "ipc/channel.h"
 #include "pg/pg.h"
 #include "worker/api_effects.h"
+#include "worker/breakers.h"
 #include "worker/db_pools.h"
 #include "worker/db_sql.h"
 #include "worker/db_values.h"
@@ -43,6 +44,8 @@ struct session {
     int64_t limit_ms; /* of a statement */
     bool enter_failed;
     struct err enter_err;
+    struct breaker_call call; /* from taking it to its end */
+    bool has_failed;          /* the database, not the statement */
 };
 
 /* What Lua holds of it. */
@@ -66,6 +69,8 @@ struct op {
     struct db_params params;
     struct buf rows, raw;
     struct runtime *rt;
+    const struct pg_pool *pool; /* acquiring */
+    struct breaker_call call;   /* acquiring */
     bool transaction;
     const struct pg_result *res;
     bool failed;
@@ -103,12 +108,27 @@ static void backend_enter(struct session *s)
     }
 }
 
+/* Is it the database that failed? Not when others were in the way, nor when the
+ * statement is to blame. */
+static bool is_trouble(const struct err *err)
+{
+    static const char *const ours[] = {"40", "55", "26000", "MT001"};
+
+    for (size_t i = 0; i < sizeof(ours) / sizeof(*ours); i++)
+        if (strncmp(err->code, ours[i], strlen(ours[i])) == 0)
+            return false;
+    return err->kind == ERR_RETRIABLE;
+}
+
 /* Gives the connection back; callbacks that have not come never will. */
 static void session_end(struct session *s)
 {
     task_disown(&s->owned);
     if (!s->conn)
         return;
+    if (s->op && !s->has_failed) /* it has not answered */
+        breakers_drop(&s->call);
+    breakers_leave(&s->call, s->has_failed ? BREAKER_FAILED : BREAKER_OK);
     if (s->backend)
         atomic_store(&s->backend->pid, 0);
     s->backend = NULL;
@@ -183,6 +203,7 @@ static void on_result(void *arg, const struct pg_result *res,
     struct session *s = op->session;
 
     s->op = NULL;
+    s->has_failed |= err && is_trouble(err);
     if (op->dropped) {
         op_free(op);
         return;
@@ -313,6 +334,7 @@ static void on_entered(void *arg, const struct pg_result *res,
 
     (void)res;
     s->enter_failed = err != NULL;
+    s->has_failed |= err && is_trouble(err);
     if (err)
         s->enter_err = *err;
 }
@@ -458,11 +480,14 @@ static void on_acquired(void *arg, struct pg_conn *conn, const struct err *err)
 
     op->acquiring = NULL;
     op->failed = err != NULL;
-    if (err) {
+    if (err) { /* none was free in time, or none can be had */
+        breakers_leave(&op->call, pg_pool_connected(op->pool) ? BREAKER_UNKNOWN
+                                                              : BREAKER_FAILED);
         op->err = *err;
     } else {
         s = xcalloc(1, sizeof(*s));
         s->rt = op->rt;
+        s->call = op->call;
         s->conn = conn;
         s->orphan = true;
         s->transaction = op->transaction;
@@ -481,6 +506,9 @@ static void drop_acquire(struct owned *owned)
 {
     struct op *op = CONTAINER_OF(owned, struct op, owned);
 
+    if (pg_pool_connected(op->pool)) /* only there was none free */
+        breakers_leave(&op->call, BREAKER_UNKNOWN);
+    breakers_drop(&op->call);
     pg_request_forget(op->acquiring);
     op_free(op);
 }
@@ -493,12 +521,19 @@ static int l_acquire(lua_State *L)
     struct runtime *rt = task_runtime(task);
     struct err err;
     struct db *db = db_pools_find(rt, name, &err);
+    struct breaker_call call;
+    char destination[80];
     struct op *op;
 
     if (!db)
         return push_db_err(L, &err);
+    snprintf(destination, sizeof(destination), "database:%s", name);
+    if (!breakers_enter(task, destination, &call))
+        return push_breaker_open(L, destination);
     op = xcalloc(1, sizeof(*op));
     op->want = WANT_SESSION;
+    op->pool = db->pool;
+    op->call = call;
     op->rt = rt;
     op->transaction = lua_toboolean(L, 2);
     task_own(task, &op->owned, drop_acquire);

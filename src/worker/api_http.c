@@ -7,6 +7,7 @@
 #include "base/list.h"
 #include "base/mem.h"
 #include "worker/api_effects.h"
+#include "worker/breakers.h"
 #include "worker/http_allow.h"
 #include "worker/runtime.h"
 #include "worker/sched.h"
@@ -33,6 +34,7 @@ struct http_op {
     struct curl_slist *headers;
     char *body;
     struct buf answer, answer_headers;
+    struct breaker_call call;
     json_t *allow;
     bool named;  /* the url's host is an address the handler lists */
     bool inside; /* refused: it leads to an address inside */
@@ -56,6 +58,7 @@ static void drop_op(struct owned *owned)
 {
     struct http_op *op = CONTAINER_OF(owned, struct http_op, owned);
 
+    breakers_drop(&op->call);
     if (op->ts)
         transfer_abort(op->ts, op->easy);
     op_free(op);
@@ -211,12 +214,25 @@ static int push_answer(lua_State *L, void *arg)
     return 1;
 }
 
+/* No answer, or one that says the server is in trouble. What was refused here
+ * says nothing about it. */
+static enum breaker_result result_of(const struct http_op *op)
+{
+    long status = 0;
+
+    if (op->inside || op->too_big)
+        return BREAKER_UNKNOWN;
+    curl_easy_getinfo(op->easy, CURLINFO_RESPONSE_CODE, &status);
+    return op->code != CURLE_OK || status >= 500 ? BREAKER_FAILED : BREAKER_OK;
+}
+
 static void on_done(void *arg, CURLcode code)
 {
     struct http_op *op = arg;
 
     op->code = code;
     op->ts = NULL;
+    breakers_leave(&op->call, result_of(op));
     task_resume(&op->owned, push_answer, op);
     op_free(op);
 }
@@ -301,6 +317,19 @@ static struct http_op *op_new(struct task *task, const json_t *allow,
     return op;
 }
 
+/* False when the breaker of the url's origin is open; then nil, err is pushed. */
+static bool enter(lua_State *L, struct task *task, const char *url,
+                  struct breaker_call *call)
+{
+    char *origin = url_origin(url);
+    bool ok = breakers_enter(task, origin ? origin : url, call);
+
+    if (!ok)
+        push_breaker_open(L, origin ? origin : url);
+    free(origin);
+    return ok;
+}
+
 /* perform(method, url, headers, body or nil, timeout_ms or nil)
  * → { status, headers, body } | nil, err */
 static int l_perform(lua_State *L)
@@ -310,6 +339,7 @@ static int l_perform(lua_State *L)
     struct task *task = task_enter(L, "http");
     const json_t *allow = json_object_get(vm_allow(task_vm(task)), "http");
     long timeout = (long)luaL_optinteger(L, 5, DEFAULT_TIMEOUT_MS);
+    struct breaker_call call;
     struct http_op *op;
     struct err err;
     bool named;
@@ -317,7 +347,10 @@ static int l_perform(lua_State *L)
     luaL_checktype(L, 3, LUA_TTABLE);
     if (!http_url_allowed(url, allow, &named, &err))
         return push_err(L, CLASS_PERMANENT, "not_allowed", "%s", err.msg);
+    if (!enter(L, task, url, &call))
+        return 2;
     op = op_new(task, allow, named);
+    op->call = call;
     curl_easy_setopt(op->easy, CURLOPT_URL, url);
     set_body(L, 4, method, op);
     curl_easy_setopt(op->easy, CURLOPT_CUSTOMREQUEST, method);

@@ -6,6 +6,8 @@
 #include "base/list.h"
 #include "base/mem.h"
 #include "worker/api_effects.h"
+#include "worker/breakers.h"
+#include "worker/http_allow.h"
 #include "worker/runtime.h"
 #include "worker/sched.h"
 #include "worker/transfer.h"
@@ -25,6 +27,7 @@ struct mail_op {
     CURL *easy;
     curl_mime *mime;
     struct curl_slist *headers, *recipients;
+    struct breaker_call call;
     CURLcode code;
     char why[CURL_ERROR_SIZE];
 };
@@ -42,6 +45,7 @@ static void drop_op(struct owned *owned)
 {
     struct mail_op *op = CONTAINER_OF(owned, struct mail_op, owned);
 
+    breakers_drop(&op->call);
     if (op->ts)
         transfer_abort(op->ts, op->easy);
     op_free(op);
@@ -65,12 +69,27 @@ static int push_answer(lua_State *L, void *arg)
                     op->why[0] ? op->why : curl_easy_strerror(op->code));
 }
 
+#define SMTP_CLOSING 421 /* "service not available" */
+
+/* A server that answers is well, but for the one answer that says otherwise:
+ * most refusals are about the message or whom it is for. */
+static enum breaker_result result_of(const struct mail_op *op)
+{
+    long reply = 0;
+
+    curl_easy_getinfo(op->easy, CURLINFO_RESPONSE_CODE, &reply);
+    if (op->code == CURLE_OK || (reply >= 400 && reply != SMTP_CLOSING))
+        return BREAKER_OK;
+    return BREAKER_FAILED;
+}
+
 static void on_done(void *arg, CURLcode code)
 {
     struct mail_op *op = arg;
 
     op->code = code;
     op->ts = NULL;
+    breakers_leave(&op->call, result_of(op));
     task_resume(&op->owned, push_answer, op);
     op_free(op);
 }
@@ -156,6 +175,19 @@ static void set_server(const struct runtime *rt, CURL *easy, const char *url,
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
 }
 
+/* False when the mail server's breaker is open; then nil, err is pushed. */
+static bool enter(lua_State *L, struct task *task, const char *url,
+                  struct breaker_call *call)
+{
+    char *server = url_origin(url);
+    bool ok = breakers_enter(task, server ? server : "mail", call);
+
+    if (!ok)
+        push_breaker_open(L, server ? server : "mail");
+    free(server);
+    return ok;
+}
+
 /* send(from, recipients, headers, text, html, attachments, timeout_ms)
  * → true | nil, err. Lists of text, text or nil, lists of three. */
 static int l_send(lua_State *L)
@@ -164,6 +196,7 @@ static int l_send(lua_State *L)
     struct task *task = task_enter(L, "mail.send");
     struct runtime *rt = task_runtime(task);
     const char *url = runtime_text(rt, "mail.url", "");
+    struct breaker_call call;
     struct mail_op *op;
 
     luaL_checktype(L, 2, LUA_TTABLE);
@@ -172,8 +205,11 @@ static int l_send(lua_State *L)
     if (!*url)
         return push_err(L, CLASS_PERMANENT, "no_mail_server",
                         "mail.url is not set");
+    if (!enter(L, task, url, &call))
+        return 2;
     op = xcalloc(1, sizeof(*op));
     op->easy = curl_easy_init();
+    op->call = call;
     task_own(task, &op->owned, drop_op);
     op->mime = curl_mime_init(op->easy);
     op->recipients = read_list(L, 2);

@@ -1,6 +1,9 @@
 #include "worker/http_allow.h"
 
+#include "base/mem.h"
+
 #include <arpa/inet.h>
+#include <ctype.h>
 #include <curl/curl.h>
 #include <netinet/in.h>
 #include <stdint.h>
@@ -138,6 +141,19 @@ bool http_url_allowed(const char *url, const json_t *allow, bool *named,
     *named = ok && p.host && is_literal(p.host);
     parts_fini(&p);
     return ok;
+}
+
+char *url_origin(const char *url)
+{
+    struct parts p;
+    char *origin = NULL;
+
+    if (parse(url, &p))
+        origin = xasprintf("%s://%s:%s", p.scheme, p.host, p.port);
+    for (char *c = origin; c && *c; c++)
+        *c = (char)tolower((unsigned char)*c);
+    parts_fini(&p);
+    return origin;
 }
 
 /* --- addresses ------------------------------------------------------------ */

@@ -22,6 +22,10 @@ struct sockaddr;
 bool http_url_allowed(const char *url, const json_t *allow, bool *named,
                       struct err *err) MUST_CHECK;
 
+/* scheme://host:port of a url that is one, as a name for where it leads: in
+ * lower case, without user and password. Gives; NULL for none. */
+char *url_origin(const char *url);
+
 /* May a name lead to this address? */
 bool http_address_allowed(const struct sockaddr *addr, const json_t *allow);
 bool http_ip_allowed(const char *ip, const json_t *allow);

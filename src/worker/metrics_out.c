@@ -11,7 +11,7 @@
 #define MAX_VALUES 4096 /* of one histogram between two messages */
 
 struct metrics_out {
-    json_t *effects, *cpu, *databases, *raised, *own; /* by joined name */
+    json_t *effects, *cpu, *databases, *breakers, *raised, *own; /* by name */
     json_t *stored;
     json_t *memory; /* as last sent */
 };
@@ -21,6 +21,7 @@ static void clear(struct metrics_out *m)
     m->effects = json_object();
     m->cpu = json_object();
     m->databases = json_object();
+    m->breakers = json_object();
     m->raised = json_object();
     m->own = json_object();
     m->stored = json_array();
@@ -31,6 +32,7 @@ static void drop(struct metrics_out *m)
     json_decref(m->effects);
     json_decref(m->cpu);
     json_decref(m->databases);
+    json_decref(m->breakers);
     json_decref(m->raised);
     json_decref(m->own);
     json_decref(m->stored);
@@ -92,6 +94,17 @@ void metrics_database(struct metrics_out *m, const char *name, bool connected)
 {
     json_object_set_new(m->databases, name,
                         json_pack("[si]", name, connected ? 1 : 0));
+}
+
+void metrics_breaker(struct metrics_out *m, const char *handler,
+                     const char *destination, bool is_open)
+{
+    char *key = xasprintf("%s %s", handler, destination);
+    json_t *row = json_pack("[ssi]", handler, destination, is_open);
+
+    if (row) /* else not UTF-8: no label */
+        json_object_set_new(m->breakers, key, row);
+    free(key);
 }
 
 void metrics_raised(struct metrics_out *m, const char *aggregate_type,
@@ -219,6 +232,7 @@ json_t *metrics_take(struct metrics_out *m, struct runtime *rt)
     put_if_any(message, "raised", rows_of(m->raised));
     put_if_any(message, "stored", json_incref(m->stored));
     put_if_any(message, "databases", rows_of(m->databases));
+    put_if_any(message, "breakers", rows_of(m->breakers));
     put_if_any(message, "own", rows_of(m->own));
     drop(m);
     clear(m);

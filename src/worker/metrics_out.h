@@ -17,6 +17,8 @@ void metrics_effect(struct metrics_out *m, const char *handler,
 void metrics_cpu(struct metrics_out *m, const char *handler,
                  const char *version, double seconds);
 void metrics_database(struct metrics_out *m, const char *name, bool connected);
+void metrics_breaker(struct metrics_out *m, const char *handler,
+                     const char *destination, bool is_open);
 void metrics_raised(struct metrics_out *m, const char *aggregate_type,
                     const char *type);
 void metrics_stored(struct metrics_out *m, double seconds);

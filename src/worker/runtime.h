@@ -29,7 +29,14 @@ struct watchdog;
 
 /* Things that C modules keep for the whole process: pools, curl's multi
  * handle. Each is made when first wanted and freed with the runtime. */
-enum runtime_part { PART_DB, PART_HTTP, PART_MAIL, PART_EVENTS, PART_COUNT };
+enum runtime_part {
+    PART_DB,
+    PART_HTTP,
+    PART_MAIL,
+    PART_EVENTS,
+    PART_BREAKERS,
+    PART_COUNT
+};
 
 /* What runs now, for the watchdog: an odd number is a run. */
 struct run_mark {

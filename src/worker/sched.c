@@ -140,6 +140,7 @@ void task_clean(struct task *task)
     task->waiting = NULL;
     task->was_suspended = false;
     task->calls = task->verdicts = 0;
+    task->refused_until_us = 0;
     task->is_duplicate = false;
 }
 

@@ -42,6 +42,8 @@ struct task {
     bool was_suspended;
     ev_timer timer;
     int64_t deadline_us;
+    int64_t refused_until_us; /* by a breaker, which lets nobody pass before; 0:
+                                 by none */
 
     /* The coroutine has ended: `failure` NULL when it returned. For serve
      * tasks only failures of their current delivery come here. */

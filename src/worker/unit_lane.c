@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/digest.h"
 #include "base/mem.h"
 
 #include <stdlib.h>
@@ -125,6 +126,25 @@ void begin_event(struct unit *unit, struct event *ev)
     mark_started(unit->rt, ev->d.slot, true);
 }
 
+/* A run that failed because a breaker let a call not pass is nobody's attempt,
+ * and need not come before the breaker may let one pass. Not all of them at that
+ * very moment. */
+static void wait_for_breaker(const struct unit *unit, const struct task *task,
+                             struct verdict_msg *v)
+{
+    int64_t wait_ms;
+
+    if (!task || !task->refused_until_us || v->verdict != VERDICT_RETRY ||
+        v->class == CLASS_LIMIT)
+        return;
+    wait_ms = (task->refused_until_us - unit->rt->now_us) / 1000;
+    wait_ms = wait_ms > 0 ? wait_ms + 1 : 1;
+    wait_ms += (int64_t)(random_u64() % (uint64_t)(wait_ms / 4 + 50));
+    v->verdict = VERDICT_SNOOZE;
+    if (v->after_ms < wait_ms)
+        v->after_ms = wait_ms;
+}
+
 static void send_verdict(struct unit *unit, struct event *ev,
                          const struct outcome *o, struct task *task)
 {
@@ -140,6 +160,7 @@ static void send_verdict(struct unit *unit, struct event *ev,
         .traceback = slice_of(o->traceback),
     };
 
+    wait_for_breaker(unit, task, &v);
     if (ev->has_begun)
         v.duration_us = (uint32_t)(unit->rt->now_us - ev->started_us);
     unit->rt->verdict(unit->rt, &v, task);

@@ -245,6 +245,7 @@ static struct vm *vm_alloc(struct runtime *rt, json_t *bundle)
     soft_ms = bundle_int(bundle, "soft_limit_ms", DEFAULT_SOFT_MS);
     vm->soft_limit_us = soft_ms * 1000;
     vm->timeout_ms = bundle_int(vm->decl, "timeout_ms", DEFAULT_TIMEOUT);
+    breaker_rule_read(&vm->breaker, vm->decl);
     list_init(&vm->busy);
     list_init(&vm->spare);
     vm->next = rt->vms;

@@ -3,6 +3,7 @@
 #define MT_WORKER_VM_INTERNAL_H
 
 #include "base/list.h"
+#include "worker/breakers.h"
 #include "worker/doc.h"
 #include "worker/runtime.h"
 #include "worker/sched.h"
@@ -87,6 +88,7 @@ struct vm {
     _Atomic uint64_t hook_run; /* the run that the hook is meant for */
     int64_t soft_limit_us;
     int64_t timeout_ms;
+    struct breaker_rule breaker;
     int64_t cpu_us;  /* of Lua, not yet reported */
     struct vm *next; /* in the runtime */
 };
