@@ -11,6 +11,7 @@ error("lua/meta describes the API for editors: it is not for require")
 ---@field start? "now"|"earliest"|string where a handler without a position begins
 ---@field retry? moontide.Retry
 ---@field breaker? false|moontide.Breaker when to leave a destination alone that fails too often
+---@field rate? string|moontide.Rate deliveries per time on this host: "100/s", "30/m", "5/h"
 ---@field timeout? moontide.Duration wall time of a delivery with its waits, default "30s"
 ---@field on_dead? "continue" what the lane does after a dead letter
 ---@field transaction? boolean run in ctx.tx, exactly once
@@ -34,6 +35,10 @@ error("lua/meta describes the API for editors: it is not for require")
 ---@field calls? integer of at least so many, default 10
 ---@field window? moontide.Duration within this time, default "30s"
 ---@field open? moontide.Duration for at least so long, default "10s"
+
+---@class moontide.Rate
+---@field rate string "100/s", "30/m", "5/h"
+---@field burst? integer at once after a pause, default what one second has
 
 ---@class moontide.Allow
 ---@field http? string[] url prefixes, and networks such as "10.0.0.0/8" that names may lead to

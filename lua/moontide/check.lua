@@ -211,6 +211,36 @@ function FIELDS.breaker(self, value)
   return fields(self, "breaker", value, BREAKER)
 end
 
+-- "100/s" → the same in a form for programs.
+local function rate(self, field, text)
+  local n, unit = self:text(field, text):match("^(%d+)/([smh])$")
+  local per_ms = ({ s = 1000, m = 60000, h = 3600000 })[unit]
+  n = tonumber(n)
+  if not n or n < 1 or n > 1000000 then
+    self:fail(field, 'a rate such as "100/s", "30/m" or "5/h" expected')
+  end
+  return { events = n, per_ms = per_ms, burst = math.max(1, math.floor(n * 1000 / per_ms)) }
+end
+
+local RATE = {
+  rate = function(self, v) return rate(self, "rate.rate", v) end,
+  burst = function(self, v) return self:integer("rate.burst", v, 1, 1000000) end,
+}
+
+function FIELDS.rate(self, value)
+  if value == false then return false end
+  if type(value) == "string" then return rate(self, "rate", value) end
+  local given = fields(self, "rate", value, RATE)
+  if not given.rate then self:fail("rate", "rate is missing") end
+  -- The host looks every 20 ms: less than twice that could not keep the rate.
+  local least = math.ceil(given.rate.events * 40 / given.rate.per_ms)
+  if given.burst and given.burst < least then
+    self:fail("rate.burst", "at least %d for this rate", least)
+  end
+  given.rate.burst = given.burst or given.rate.burst
+  return given.rate
+end
+
 function FIELDS.timeout(self, value) return self:duration("timeout", value, 1), "timeout_ms" end
 
 -- The contract knows two more, this version does not keep them.
@@ -356,7 +386,7 @@ end
 
 -- Settings over the file ----------------------------------------------------------
 
-local OVERRIDES = { breaker = true, concurrency = true, retry = true, timeout = true, on_dead = true, start = true,
+local OVERRIDES = { breaker = true, concurrency = true, rate = true, retry = true, timeout = true, on_dead = true, start = true,
                     allow = true, config = true, enabled = true }
 
 local function override(self, decl, settings)

@@ -56,10 +56,12 @@ static bool can_send(const struct lane *lane)
            (lane->inflight == 0 || lane->vm == lane->handler->vm);
 }
 
-static bool handler_is_full(const struct handler *h)
+static bool handler_is_full(const struct pipeline *pl, const struct handler *h)
 {
     return h->vm == 0 || h->inflight >= h->inflight_max ||
-           h->inflight_cost >= HANDLER_INFLIGHT_COST;
+           h->inflight_cost >= HANDLER_INFLIGHT_COST ||
+           (h->is_rated &&
+            bucket_tokens(&h->bucket, &h->spec->rate, pl->now_us) == 0);
 }
 
 static struct worker_slots *slots_of(struct pipeline *pl, unsigned worker)
@@ -80,7 +82,7 @@ void lane_wake(struct pipeline *pl, struct lane *lane)
 {
     if (!can_send(lane) || !list_is_empty(&lane->link))
         return;
-    if (handler_is_full(lane->handler)) {
+    if (handler_is_full(pl, lane->handler)) {
         list_append(&lane->handler->blocked, &lane->link);
         return;
     }
@@ -96,6 +98,11 @@ void lane_wake(struct pipeline *pl, struct lane *lane)
     list_append(&slots_of(pl, lane->worker)->ready, &lane->link);
 }
 
+static uint32_t least(uint32_t room, int64_t tokens)
+{
+    return tokens < room ? (uint32_t)tokens : room;
+}
+
 /* The handler has room again, or a version. As many lanes as it may send: one
  * whose turn is over by then does not count. */
 void handler_unblock(struct pipeline *pl, struct handler *h)
@@ -103,15 +110,26 @@ void handler_unblock(struct pipeline *pl, struct handler *h)
     uint32_t room =
         h->inflight < h->inflight_max ? h->inflight_max - h->inflight : 0;
 
-    if (h->inflight > 0 && room > 2)
+    if (h->is_rated)
+        room =
+            least(room, bucket_tokens(&h->bucket, &h->spec->rate, pl->now_us));
+    else if (h->inflight > 0 && room > 2)
         room = 2; /* a verdict made room for one; the tick sees to the rest */
-    while (room > 0 && !list_is_empty(&h->blocked) && !handler_is_full(h)) {
+    while (room > 0 && !list_is_empty(&h->blocked) && !handler_is_full(pl, h)) {
         struct lane *lane = CONTAINER_OF(h->blocked.next, struct lane, link);
 
         list_remove(&lane->link);
         lane_wake(pl, lane);
         room -= !list_is_empty(&lane->link);
     }
+}
+
+/* Tokens have come: their lanes go on. */
+void rates_tick(struct pipeline *pl)
+{
+    for (size_t i = 0; i < pl->n_handlers; i++)
+        if (pl->handlers[i]->is_rated)
+            handler_unblock(pl, pl->handlers[i]);
 }
 
 /* --- sending ---------------------------------------------------------------- */
@@ -156,7 +174,7 @@ static bool may_come_along(const struct pipeline *pl, const struct delivery *d,
     const struct lane *lane = d->lane;
 
     return lane->head == d && can_send(lane) &&
-           !handler_is_full(lane->handler) && !wants_spare(pl, lane) &&
+           !handler_is_full(pl, lane->handler) && !wants_spare(pl, lane) &&
            (lane->inflight > 0 ? lane->worker : home_of(pl, lane)) == worker;
 }
 
@@ -196,6 +214,8 @@ static void is_sent(struct pipeline *pl, unsigned worker, struct delivery *d)
     delivery_set_state(d, DELIVERY_INFLIGHT, pl->counts);
     d->handler->inflight++;
     d->handler->inflight_cost += d->event->body.len;
+    if (d->handler->is_rated)
+        bucket_take(&d->handler->bucket, &d->handler->spec->rate, pl->now_us);
     d->event->partition->inflight++;
     lane->inflight++;
     lane->worker = worker;
@@ -231,7 +251,7 @@ static bool send_one(struct pipeline *pl, unsigned worker, struct lane *lane)
 static bool send_lane(struct pipeline *pl, unsigned worker, struct lane *lane)
 {
     while (can_send(lane)) {
-        if (handler_is_full(lane->handler) ||
+        if (handler_is_full(pl, lane->handler) ||
             (wants_spare(pl, lane) && worker != pl->config.n_workers))
             return true;
         if (pl->workers[worker]->n_free == 0 || !send_one(pl, worker, lane))
@@ -280,7 +300,7 @@ void spare_pump(struct pipeline *pl)
             CONTAINER_OF(pl->spare_ready.next, struct lane, link);
 
         list_remove(&lane->link);
-        if (!can_send(lane) || handler_is_full(lane->handler) ||
+        if (!can_send(lane) || handler_is_full(pl, lane->handler) ||
             !wants_spare(pl, lane)) {
             lane_wake(pl, lane);
             continue;

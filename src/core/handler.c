@@ -61,6 +61,12 @@ void handler_free(struct handler *h)
     free(h);
 }
 
+bool handler_is_limited(const struct handler *h)
+{
+    return h->is_rated && h->vm != 0 && !h->is_held &&
+           !list_is_empty(&h->blocked) && h->inflight < h->inflight_max;
+}
+
 const char *handler_key(const struct handler *h, struct slice type)
 {
     for (size_t i = 0; i < h->spec->n_keys; i++)

@@ -10,6 +10,7 @@
 #include "base/slice.h"
 #include "base/words.h"
 #include "core/backoff.h"
+#include "core/bucket.h"
 
 #include <stddef.h>
 
@@ -37,7 +38,8 @@ struct handler_spec {
     size_t n_keys;
     int concurrency;
     struct retry_policy retry;
-    int batch_max; /* 0: no batches */
+    struct rate rate; /* deliveries over time, on this host */
+    int batch_max;    /* 0: no batches */
     bool is_transactional;
     int64_t start; /* POSITION_EARLIEST, POSITION_LATEST ("now"), or µs */
 };
@@ -60,7 +62,10 @@ struct handler {
 
     uint32_t inflight, inflight_max;
     size_t inflight_cost;
-    struct list blocked; /* lanes that wait for inflight to fall or for a vm */
+    bool is_rated; /* its version has a rate */
+    struct bucket bucket;
+    struct list blocked; /* lanes that wait for inflight to fall, for a vm or
+                            for their turn by the rate */
 
     struct series *attempts[VERDICT_COUNT]; /* NULL where it has no outcome */
     struct series *settled[VERDICT_COUNT];
@@ -70,6 +75,9 @@ struct handler {
 
 struct handler *handler_new(const char *name, struct metrics *metrics);
 void handler_free(struct handler *h);
+
+/* Do deliveries wait for nothing but its rate? */
+bool handler_is_limited(const struct handler *h);
 
 /* Where this type's ordering key is; NULL: the aggregate id. */
 const char *handler_key(const struct handler *h, struct slice type);

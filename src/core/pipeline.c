@@ -108,6 +108,8 @@ void pipeline_tick(struct pipeline *pl, int64_t now_us, int64_t wall_us)
         delivery_set_state(d, DELIVERY_WAITING, pl->counts);
         lane_wake(pl, d->lane);
     }
+    if (pl->has_rates)
+        rates_tick(pl);
     window_tick(pl);
 }
 
@@ -163,6 +165,10 @@ void pipeline_switch(struct pipeline *pl, struct handler *h,
     h->quarantined_until_us = 0; /* other code: judged afresh */
     h->strikes = 0;
     h->inflight_max = inflight_max(spec);
+    h->is_rated = spec->rate.interval_ns > 0;
+    pl->has_rates |= h->is_rated;
+    if (h->is_rated)
+        bucket_fit(&h->bucket, &spec->rate, pl->now_us);
     router_set(pl->router, pl->handlers, pl->n_handlers);
     handler_unblock(pl, h);
 }
@@ -627,6 +633,8 @@ static void apply(struct pipeline *pl, struct delivery *d,
         return;
     case VERDICT_AGAIN: run_again(pl, d, v); return;
     case VERDICT_BACK:
+        if (d->handler->is_rated) /* it did not run */
+            bucket_give(&d->handler->bucket, &d->handler->spec->rate);
         delivery_set_state(d, DELIVERY_WAITING, pl->counts);
         return;
     case VERDICT_FENCED:

@@ -32,6 +32,7 @@ struct pipeline {
     struct router *router;
     struct handler **handlers;
     size_t n_handlers;
+    bool has_rates; /* a handler has one */
 
     struct list partitions;
     uint64_t next_serial;
@@ -56,6 +57,7 @@ struct pipeline {
 /* dispatch.c */
 void lane_wake(struct pipeline *pl, struct lane *lane);
 void handler_unblock(struct pipeline *pl, struct handler *h);
+void rates_tick(struct pipeline *pl);
 void spare_pump(struct pipeline *pl);
 
 /* pipeline.c */

@@ -121,6 +121,18 @@ static void read_keys(struct handler_spec *spec, const json_t *key)
             xstrdup(json_string_value(json_object_iter_value(it)))};
 }
 
+/* Rounded up, so that it is never more than was asked for. */
+static struct rate rate_of(const json_t *rate)
+{
+    int64_t events = number_of(rate, "events", 0);
+    int64_t per_ns = number_of(rate, "per_ms", 1000) * 1000000;
+
+    if (events <= 0)
+        return (struct rate){0};
+    return (struct rate){.interval_ns = (per_ns + events - 1) / events,
+                         .burst = number_of(rate, "burst", 1)};
+}
+
 static struct handler_spec *spec_of(const json_t *decl, const char *hash,
                                     struct err *err)
 {
@@ -142,6 +154,7 @@ static struct handler_spec *spec_of(const json_t *decl, const char *hash,
         .cap_ms = number_of(retry, "cap_ms", 300000),
         .jitter = strcmp(text_of(retry, "jitter"), "none") != 0,
     };
+    spec->rate = rate_of(json_object_get(decl, "rate"));
     spec->batch_max = (int)number_of(json_object_get(decl, "batch"), "max", 0);
     spec->is_transactional = json_is_true(json_object_get(decl, "transaction"));
     spec->subscribes =
@@ -703,6 +716,8 @@ static json_t *entry_json(const struct entry *e)
 
     if (switches_holds(h, e->name, why, sizeof(why)))
         json_object_set_new(json, "heldBy", json_string(why));
+    if (handler_is_limited(e->handler))
+        json_object_set_new(json, "limitedByRate", json_true());
     if (breakers)
         json_object_set_new(json, "openBreakers", breakers);
     if (e->error)
@@ -744,6 +759,8 @@ void catalogue_collect(struct catalogue *c)
     for (const struct entry *e = c->entries; e; e = e->next) {
         series_set(metrics_get(m, M_HANDLER_STATE, e->name, state_of(e)), 1);
         series_set(metrics_get(m, M_INFLIGHT, e->name), e->handler->inflight);
+        series_set(metrics_get(m, M_RATE_LIMITED, e->name),
+                   handler_is_limited(e->handler));
         series_set(metrics_get(m, M_DETACHED, e->name),
                    e->handler->is_held || e->handler->is_removed ||
                        e->handler->n_behind > 0);

@@ -2,6 +2,7 @@
 #include "base/buf.h"
 #include "base/digest.h"
 #include "core/backoff.h"
+#include "core/bucket.h"
 #include "core/flags.h"
 #include "core/handler.h"
 #include "core/pattern.h"
@@ -127,6 +128,67 @@ static void ranges_are_a_set(void **state)
 }
 
 /* S1-27, S2-12 */
+/* Whenever it is asked, and whatever was given back: never more than the burst
+ * and what came since, in any stretch of time, and never less when it is wanted. */
+static void a_bucket_gives_its_rate_and_no_more(void **state)
+{
+    static const struct rate rates[] = {{10000000, 100},
+                                        {333333334, 3},
+                                        {1, 1000000},
+                                        {1200000000000, 4},
+                                        {1000000, 1}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(rates) / sizeof(*rates); i++) {
+        const struct rate *r = &rates[i];
+        int64_t step_us = r->interval_ns / 2000 + 2, now_us = 1700000000000000;
+        int64_t from_us = now_us, taken = 0, unused = 0;
+        struct bucket b = {0};
+
+        assert_int_equal(bucket_tokens(&b, r, now_us), r->burst);
+        for (int n = 0; n < 20000; n++) {
+            int64_t most;
+
+            now_us += (int64_t)(random_u64() % (uint64_t)step_us);
+            most = r->burst + (now_us - from_us) * 1000 / r->interval_ns + 1;
+            for (int k = 0; k < 50 && bucket_tokens(&b, r, now_us) > 0; k++) {
+                bucket_take(&b, r, now_us);
+                taken++;
+            }
+            assert_true(taken <= most);
+            if (taken > 0 && random_u64() % 50 == 0) {
+                bucket_give(&b, r);
+                taken--;
+                unused++;
+            }
+            assert_true(bucket_tokens(&b, r, now_us) <= r->burst);
+        }
+        assert_true(unused > 0);
+        while (bucket_tokens(&b, r, now_us) > 0) {
+            bucket_take(&b, r, now_us);
+            taken++;
+        }
+        if (r->interval_ns > 1 && r->burst >= 3) /* it was never full */
+            assert_true(taken >=
+                        r->burst + (now_us - from_us) * 1000 / r->interval_ns -
+                            1);
+    }
+}
+
+static void another_rate_finds_a_bucket_that_fits(void **state)
+{
+    static const struct rate slow = {3600000000000, 5}, fast = {1000000, 10};
+    struct bucket b = {0};
+
+    (void)state;
+    for (int i = 0; i < 5; i++)
+        bucket_take(&b, &slow, 1000);
+    assert_int_equal(bucket_tokens(&b, &slow, 1000), 0);
+    bucket_fit(&b, &fast, 1000);
+    assert_int_equal(bucket_tokens(&b, &fast, 1000), 0);
+    assert_int_equal(bucket_tokens(&b, &fast, 2000), 1);
+}
+
 static void backoff_grows_to_its_cap_with_jitter_below(void **state)
 {
     struct retry_policy plain = {5, 200, 60000, false};
@@ -214,6 +276,8 @@ int main(void)
         cmocka_unit_test(an_exclusion_wins_over_the_rest_of_the_list),
         cmocka_unit_test(a_senseless_pattern_is_refused_with_a_reason),
         cmocka_unit_test(ranges_are_a_set),
+        cmocka_unit_test(a_bucket_gives_its_rate_and_no_more),
+        cmocka_unit_test(another_rate_finds_a_bucket_that_fits),
         cmocka_unit_test(backoff_grows_to_its_cap_with_jitter_below),
         cmocka_unit_test(the_runtime_flag_decides_but_off_wins_for_all),
         cmocka_unit_test(the_router_learns_and_forgets),

@@ -324,6 +324,45 @@ static void others_in_the_way_count_no_attempt_a_hundred_times(void **state)
     finish(m);
 }
 
+/* S0-27: a handler over its rate waits, and the others do not. What it gives
+ * back unrun was not used. */
+static void a_rate_holds_one_handler_and_no_other(void **state)
+{
+    struct model *m = xcalloc(1, sizeof(*m));
+    struct handler_spec *slow = spec("*", ORDER_KEY, 16);
+    int done[HANDLERS] = {0};
+
+    (void)state;
+    set_up(m, 6, 10 << 20);
+    m->no_chaos = true;
+    slow->rate = (struct rate){10000000, 5}; /* 100/s */
+    pipeline_switch(m->pl, m->handlers[0], slow, 1);
+    while (m->reader < 100)
+        read_some(m, (size_t)(100 - m->reader));
+    for (int ms = 0; ms < 200; ms += 20) {
+        pipeline_tick(m->pl, m->now_us, m->now_us);
+        for (int again = 0; again < 50; again++) {
+            pipeline_pump_all(m->pl);
+            for (unsigned w = 0; w < WORKERS; w++)
+                while (m->n_at[w] > 0)
+                    run_one(m, w);
+        }
+        for (int h = 0; h < HANDLERS; h++) {
+            done[h] = 0;
+            for (int e = 0; e < 100; e++)
+                done[h] += m->done[h][e];
+        }
+        assert_int_equal(done[0], 5 + ms / 10);
+        assert_true(handler_is_limited(m->handlers[0]));
+        m->now_us += 20000;
+    }
+    assert_int_equal(done[1], 20);
+    assert_int_equal(done[2], 80);
+    drain(m);
+    assert_false(handler_is_limited(m->handlers[0]));
+    finish(m);
+}
+
 /* A second SIGTERM, or a drain that takes too long, while the database does not
  * answer: what is being stored goes back to its source, too. */
 static void freeing_does_not_wait_for_what_is_being_stored(void **state)
@@ -524,6 +563,7 @@ int main(void)
         cmocka_unit_test(room_is_offered_in_the_turn_that_made_it),
         cmocka_unit_test(three_strikes_make_a_dead_letter),
         cmocka_unit_test(a_far_time_of_a_worker_is_not_now),
+        cmocka_unit_test(a_rate_holds_one_handler_and_no_other),
         cmocka_unit_test(others_in_the_way_count_no_attempt_a_hundred_times),
         cmocka_unit_test(freeing_does_not_wait_for_what_is_being_stored),
         cmocka_unit_test(facts_that_no_ring_takes_are_a_dead_letter),
