@@ -386,8 +386,8 @@ end
 
 -- Settings over the file ----------------------------------------------------------
 
-local OVERRIDES = { breaker = true, concurrency = true, rate = true, retry = true, timeout = true, on_dead = true, start = true,
-                    allow = true, config = true, enabled = true }
+local OVERRIDES = { allow = true, breaker = true, concurrency = true, config = true, enabled = true,
+                    on_dead = true, rate = true, retry = true, start = true, timeout = true }
 
 local function override(self, decl, settings)
   for key, value in values.pairs(settings) do

@@ -73,9 +73,18 @@ static int finish(CURL *curl, CURLcode code, const char *url,
 int cli_ask(const struct cli *c, const char *method, const char *path,
             const json_t *body, json_t **answer)
 {
+    char *text = body ? json_dumps(body, JSON_COMPACT) : NULL;
+    int code = cli_ask_text(c, method, path, text, answer);
+
+    free(text);
+    return code;
+}
+
+int cli_ask_text(const struct cli *c, const char *method, const char *path,
+                 const char *text, json_t **answer)
+{
     const char *base = c->url ? c->url : getenv("MOONTIDE_URL");
     char *url = xasprintf("%s%s", base ? base : URL_DEFAULT, path);
-    char *text = body ? json_dumps(body, JSON_COMPACT) : NULL;
     struct curl_slist *headers = headers_for(c, text != NULL);
     struct buf got = {0};
     CURL *curl = curl_easy_init();
@@ -94,7 +103,6 @@ int cli_ask(const struct cli *c, const char *method, const char *path,
     curl_easy_cleanup(curl);
     curl_slist_free_all(headers);
     buf_fini(&got);
-    free(text);
     free(url);
     return code;
 }

@@ -25,18 +25,20 @@ static const struct command commands[] = {
     {"handlers", cmd_handlers, "list|show|pause|resume|reload|test [NAME]",
      "handlers and their versions"},
     {"dead-letters", cmd_dead_letters,
-     "list|show|redrive|discard [ID…] [--handler H] [--class C] …",
+     "list|groups|show|redrive|discard|edit [ID…] [--handler H] [--class C] …",
      "deliveries given up"},
     {"flags", cmd_flags, "list | set NAME on|off | unset NAME",
      "switch handlers, aggregates or everything"},
-    {"dry-run", cmd_dry_run, "HANDLER --file F",
+    {"dry-run", cmd_dry_run,
+     "HANDLER --file F | --event ID | --last N | --dead-letters",
      "run a handler over events and show its effects, without any"},
 };
 
 #define N_COMMANDS (sizeof(commands) / sizeof(*commands))
 
 static const char *const flags[] = {
-    "--json", "--help-settings", "--markdown", "--all", "--dry-run", "--yes",
+    "--json",    "--help-settings", "--markdown",     "--all",     "--yes",
+    "--dry-run", "--force",         "--dead-letters", "--on-disk",
 };
 
 /* Options with a value. */
@@ -50,7 +52,7 @@ static const char *const valued[] = {
     "--limit",    "--cursor",      "--ids",
     "--preset",   "--steps",       "--rate",
     "--wait",     "--dir",         "--event",
-    "--last",
+    "--last",     "--payload",     "--fact",
 };
 
 #define COUNT(list) (sizeof(list) / sizeof(*(list)))
@@ -68,17 +70,37 @@ static bool takes_value(const char *option)
     return is_in(valued, COUNT(valued), option);
 }
 
-const char *cli_option(const struct cli *c, const char *name)
+const char *cli_option_next(const struct cli *c, const char *name, int *from)
 {
     size_t len = strlen(name);
 
-    for (int i = 0; i < c->argc; i++) {
-        if (strcmp(c->argv[i], name) == 0 && i + 1 < c->argc)
-            return c->argv[i + 1];
-        if (strncmp(c->argv[i], name, len) == 0 && c->argv[i][len] == '=')
-            return c->argv[i] + len + 1;
+    for (int i = *from; i < c->argc; i++) {
+        bool is_apart = strcmp(c->argv[i], name) == 0 && i + 1 < c->argc;
+
+        if (!is_apart &&
+            (strncmp(c->argv[i], name, len) != 0 || c->argv[i][len] != '='))
+            continue;
+        *from = i + 1 + is_apart;
+        return is_apart ? c->argv[i + 1] : c->argv[i] + len + 1;
     }
     return NULL;
+}
+
+const char *cli_option(const struct cli *c, const char *name)
+{
+    int from = 0;
+
+    return cli_option_next(c, name, &from);
+}
+
+const char *cli_word(const struct cli *c, size_t i)
+{
+    return i < c->n_words ? c->words[i] : "";
+}
+
+bool cli_word_is(const struct cli *c, size_t i, const char *text)
+{
+    return strcmp(cli_word(c, i), text) == 0;
 }
 
 bool cli_flag(const struct cli *c, const char *name)

@@ -40,6 +40,12 @@ struct cli {
 
 /* The value of --name VALUE or --name=VALUE; NULL when it was not given. */
 const char *cli_option(const struct cli *c, const char *name);
+/* One that may come several times: the next from argument *from (0 at first),
+ * which moves on. */
+const char *cli_option_next(const struct cli *c, const char *name, int *from);
+/* The i-th word, "" when there are not so many. */
+const char *cli_word(const struct cli *c, size_t i);
+bool cli_word_is(const struct cli *c, size_t i, const char *text);
 bool cli_flag(const struct cli *c, const char *name);
 
 typedef int cli_command_fn(const struct cli *c);
@@ -50,6 +56,18 @@ cli_command_fn cmd_run, cmd_check, cmd_migrate, cmd_publish, cmd_status,
  * `answer`; a problem document is printed, and the exit code says which kind. */
 int cli_ask(const struct cli *c, const char *method, const char *path,
             const json_t *body, json_t **answer);
+
+/* The same with a body that is JSON text already. */
+int cli_ask_text(const struct cli *c, const char *method, const char *path,
+                 const char *text, json_t **answer);
+/* Ask, print the answer as JSON or by `show`, free it. */
+int cli_ask_and_show(const struct cli *c, const char *method, const char *path,
+                     const json_t *body, void (*show)(const json_t *answer));
+
+/* --- dead_letters.c: the filters of dead-letters and dry-run --------------- */
+
+/* As a query, "handler=h&class=bug&". Gives. */
+char *cli_filter_query(const struct cli *c);
 
 /* A path or query component, percent-encoded. Gives. */
 char *cli_escape(const char *text);

@@ -1,4 +1,4 @@
-/* Commands that ask the host: status, handlers, flags, dead-letters, publish. */
+/* Commands that ask the host: status, handlers, flags, publish. */
 #include "cli/cli.h"
 
 #include "base/buf.h"
@@ -13,20 +13,8 @@
 #define PUBLISH_BATCH   500
 #define SPEC_TIMEOUT_MS 30000
 
-static const char *word(const struct cli *c, size_t i)
-{
-    return i < c->n_words ? c->words[i] : "";
-}
-
-static bool word_is(const struct cli *c, size_t i, const char *text)
-{
-    return strcmp(word(c, i), text) == 0;
-}
-
-/* Ask, print the answer as JSON or by `show`, free it. */
-static int ask_and_show(const struct cli *c, const char *method,
-                        const char *path, const json_t *body,
-                        void (*show)(const json_t *answer))
+int cli_ask_and_show(const struct cli *c, const char *method, const char *path,
+                     const json_t *body, void (*show)(const json_t *answer))
 {
     json_t *answer = NULL;
     int code = cli_ask(c, method, path, body, &answer);
@@ -87,7 +75,7 @@ static void show_status(const json_t *status)
 
 int cmd_status(const struct cli *c)
 {
-    return ask_and_show(c, "GET", "/v1/status", NULL, show_status);
+    return cli_ask_and_show(c, "GET", "/v1/status", NULL, show_status);
 }
 
 /* --- handlers --------------------------------------------------------------------- */
@@ -113,7 +101,7 @@ static int test_handler(const struct cli *c)
         settings_fini(&s);
         return EXIT_REFUSED;
     }
-    request = probe_handler_request(&s, word(c, 1));
+    request = probe_handler_request(&s, cli_word(c, 1));
     json_object_set_new(request, "op", json_string("spec"));
     answer = probe_wait(request, SPEC_TIMEOUT_MS, &err);
     if (!answer)
@@ -137,23 +125,25 @@ static int test_handler(const struct cli *c)
 
 int cmd_handlers(const struct cli *c)
 {
-    char path[200], *name = cli_escape(word(c, 1));
+    char path[200], *name = cli_escape(cli_word(c, 1));
     int code = EXIT_USAGE;
 
-    if (c->n_words == 0 || word_is(c, 0, "list")) {
-        code = ask_and_show(c, "GET", "/v1/handlers", NULL, show_handler_list);
-    } else if (word_is(c, 0, "show") && *name) {
+    if (c->n_words == 0 || cli_word_is(c, 0, "list")) {
+        code =
+            cli_ask_and_show(c, "GET", "/v1/handlers", NULL, show_handler_list);
+    } else if (cli_word_is(c, 0, "show") && *name) {
         snprintf(path, sizeof(path), "/v1/handlers/%.100s", name);
-        code = ask_and_show(c, "GET", path, NULL, NULL);
-    } else if (word_is(c, 0, "reload")) {
+        code = cli_ask_and_show(c, "GET", path, NULL, NULL);
+    } else if (cli_word_is(c, 0, "reload")) {
         snprintf(path, sizeof(path),
                  *name ? "/v1/handlers/%.100s/reload" : "/v1/reload%.0s", name);
-        code = ask_and_show(c, "POST", path, NULL, NULL);
-    } else if ((word_is(c, 0, "pause") || word_is(c, 0, "resume")) && *name) {
+        code = cli_ask_and_show(c, "POST", path, NULL, NULL);
+    } else if ((cli_word_is(c, 0, "pause") || cli_word_is(c, 0, "resume")) &&
+               *name) {
         snprintf(path, sizeof(path), "/v1/handlers/%.100s/%.10s", name,
-                 word(c, 0));
-        code = ask_and_show(c, "POST", path, NULL, NULL);
-    } else if (word_is(c, 0, "test") && *name) {
+                 cli_word(c, 0));
+        code = cli_ask_and_show(c, "POST", path, NULL, NULL);
+    } else if (cli_word_is(c, 0, "test") && *name) {
         code = test_handler(c);
     } else {
         cli_usage("handlers list | show NAME | pause NAME | resume NAME | "
@@ -179,7 +169,7 @@ static int set_flag(const struct cli *c, const char *path)
     const char *lasts = cli_option(c, "--for");
     const char *reason = cli_option(c, "--reason");
     const char *who = getenv("USER");
-    json_t *body = json_pack("{s:s}", "state", word(c, 2));
+    json_t *body = json_pack("{s:s}", "state", cli_word(c, 2));
     int code;
 
     if (when)
@@ -190,157 +180,27 @@ static int set_flag(const struct cli *c, const char *path)
         json_object_set_new(body, "reason", json_string(reason));
     if (who)
         json_object_set_new(body, "who", json_string(who));
-    code = ask_and_show(c, "PUT", path, body, NULL);
+    code = cli_ask_and_show(c, "PUT", path, body, NULL);
     json_decref(body);
     return code;
 }
 
 int cmd_flags(const struct cli *c)
 {
-    char path[200], *name = cli_escape(word(c, 1));
+    char path[200], *name = cli_escape(cli_word(c, 1));
     int code;
 
     snprintf(path, sizeof(path), "/v1/flags/%.150s", name);
     free(name);
-    if (c->n_words == 0 || word_is(c, 0, "list"))
-        code = ask_and_show(c, "GET", "/v1/flags", NULL, show_flags);
-    else if (word_is(c, 0, "set") && c->n_words == 3)
+    if (c->n_words == 0 || cli_word_is(c, 0, "list"))
+        code = cli_ask_and_show(c, "GET", "/v1/flags", NULL, show_flags);
+    else if (cli_word_is(c, 0, "set") && c->n_words == 3)
         code = set_flag(c, path);
-    else if (word_is(c, 0, "unset") && c->n_words == 2)
-        code = ask_and_show(c, "DELETE", path, NULL, NULL);
+    else if (cli_word_is(c, 0, "unset") && c->n_words == 2)
+        code = cli_ask_and_show(c, "DELETE", path, NULL, NULL);
     else
         code = cli_usage("flags list | set NAME on|off [--when-off hold|skip] "
                          "[--for 1h] [--reason TEXT] | unset NAME");
-    return code;
-}
-
-/* --- dead letters ------------------------------------------------------------------------ */
-
-static const char *const filters[] = {"handler",     "type",  "aggregate",
-                                      "correlation", "class", "fingerprint",
-                                      "since",       "until"};
-#define N_FILTERS (sizeof(filters) / sizeof(*filters))
-
-static void show_dead_letters(const json_t *answer)
-{
-    static const char *const columns[] = {
-        "ID:id",       "HANDLER:handler",   "TYPE:eventType",
-        "CLASS:class", "ATTEMPTS:attempts", "FAILED:failedAt",
-        "ERROR:error"};
-    const json_t *next = json_object_get(answer, "cursor");
-
-    cli_print_table(json_object_get(answer, "deadLetters"), columns, 7);
-    if (next && !json_is_null(next)) {
-        char *text = json_dumps(next, JSON_ENCODE_ANY);
-
-        printf("more: --cursor %s\n", text);
-        free(text);
-    }
-}
-
-/* IDs given as words, as "1,2,3". Gives. */
-static char *ids_of(const struct cli *c)
-{
-    struct buf ids = {0};
-
-    for (size_t i = 1; i < c->n_words; i++)
-        buf_printf(&ids, "%s%s", i > 1 ? "," : "", c->words[i]);
-    buf_text(&ids);
-    return buf_give(&ids);
-}
-
-static int list_dead_letters(const struct cli *c)
-{
-    static const char *const more[] = {"state", "limit", "cursor"};
-    struct buf path = {0};
-    int code;
-
-    buf_add_text(&path, "/v1/dead-letters?");
-    for (size_t i = 0; i < N_FILTERS + 3; i++) {
-        const char *name = i < N_FILTERS ? filters[i] : more[i - N_FILTERS];
-        char option[32], *value;
-
-        snprintf(option, sizeof(option), "--%s", name);
-        if (!cli_option(c, option))
-            continue;
-        value = cli_escape(cli_option(c, option));
-        buf_printf(&path, "%s=%s&", name, value);
-        free(value);
-    }
-    code = ask_and_show(c, "GET", buf_text(&path), NULL, show_dead_letters);
-    buf_fini(&path);
-    return code;
-}
-
-/* Passed over, they would redrive more than was asked for. */
-static bool has_list_option(const struct cli *c)
-{
-    return cli_option(c, "--state") || cli_option(c, "--limit") ||
-           cli_option(c, "--cursor");
-}
-
-static json_t *filter_body(const struct cli *c)
-{
-    json_t *body = json_object();
-    char *ids = ids_of(c);
-
-    for (size_t i = 0; i < N_FILTERS; i++) {
-        char option[32];
-
-        snprintf(option, sizeof(option), "--%s", filters[i]);
-        if (cli_option(c, option))
-            json_object_set_new(body, filters[i],
-                                json_string(cli_option(c, option)));
-    }
-    if (*ids)
-        json_object_set_new(body, "ids", json_string(ids));
-    if (cli_flag(c, "--all"))
-        json_object_set_new(body, "all", json_true());
-    if (cli_flag(c, "--dry-run"))
-        json_object_set_new(body, "dryRun", json_true());
-    free(ids);
-    return body;
-}
-
-static int discard(const struct cli *c)
-{
-    const char *reason = cli_option(c, "--reason");
-    json_t *body = json_pack("{s:s?}", "reason", reason);
-    int code = EXIT_DONE;
-
-    if (!reason || c->n_words < 2)
-        code = cli_usage("dead-letters discard ID… --reason TEXT");
-    for (size_t i = 1; i < c->n_words && code == EXIT_DONE; i++) {
-        char path[100];
-
-        snprintf(path, sizeof(path), "/v1/dead-letters/%.40s/discard",
-                 c->words[i]);
-        code = ask_and_show(c, "POST", path, body, NULL);
-    }
-    json_decref(body);
-    return code;
-}
-
-int cmd_dead_letters(const struct cli *c)
-{
-    char path[100];
-    json_t *body;
-    int code;
-
-    if (c->n_words == 0 || word_is(c, 0, "list"))
-        return list_dead_letters(c);
-    if (word_is(c, 0, "show") && c->n_words == 2) {
-        snprintf(path, sizeof(path), "/v1/dead-letters/%.40s", word(c, 1));
-        return ask_and_show(c, "GET", path, NULL, NULL);
-    }
-    if (word_is(c, 0, "discard"))
-        return discard(c);
-    if (!word_is(c, 0, "redrive") || has_list_option(c))
-        return cli_usage("dead-letters list | show ID | redrive ID…|--all|"
-                         "[filters] [--dry-run] | discard ID… --reason TEXT");
-    body = filter_body(c);
-    code = ask_and_show(c, "POST", "/v1/dead-letters/redrive", body, NULL);
-    json_decref(body);
     return code;
 }
 
@@ -360,14 +220,14 @@ static int publish_batch(const struct cli *c, json_t *batch)
     int code = EXIT_DONE;
 
     if (json_array_size(batch) > 0)
-        code = ask_and_show(c, "POST", "/v1/events", batch, print_ids);
+        code = cli_ask_and_show(c, "POST", "/v1/events", batch, print_ids);
     json_array_clear(batch);
     return code;
 }
 
 int cmd_publish(const struct cli *c)
 {
-    const char *path = c->n_words ? word(c, 0) : "-";
+    const char *path = c->n_words ? cli_word(c, 0) : "-";
     FILE *file = strcmp(path, "-") == 0 ? stdin : fopen(path, "re");
     json_t *batch = json_array();
     char *line = NULL;

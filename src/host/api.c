@@ -1,4 +1,5 @@
 /* HTTP: metrics, health, readiness and /v1. One function a route. */
+#include "host/api_deadletters.h"
 #include "host/host_priv.h"
 
 #include "base/buf.h"
@@ -7,17 +8,15 @@
 #include "base/mem.h"
 #include "http/server.h"
 #include "pg/pg.h"
-#include "stores/deadletters.h"
 #include "stores/flags.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define BODY_MAX      (1 << 20)
-#define PUBLISH_MAX   1000
-#define STUCK_US      30000000 /* no progress for so long is not ready */
-#define LIMIT_DEFAULT 100
+#define BODY_MAX    (1 << 20)
+#define PUBLISH_MAX 1000
+#define STUCK_US    30000000 /* no progress for so long is not ready */
 
 struct api {
     struct host *host;
@@ -333,189 +332,6 @@ static void post_resume(void *ctx, struct http_request *req)
     pause_or_resume(ctx, req, "on");
 }
 
-/* --- dead letters --------------------------------------------------------------------------- */
-
-static void on_dead_answer(void *arg, json_t *answer, const struct err *err)
-{
-    struct http_request *req = arg;
-
-    if (err)
-        http_problem(req, err->kind == ERR_PERMANENT ? 422 : 503, err->msg);
-    else if (json_is_null(answer))
-        http_problem(req, 404, "no dead letter has that id");
-    else {
-        http_reply_json(req, 200, answer);
-        return;
-    }
-    json_decref(answer);
-}
-
-static int limit_of(const struct http_request *req)
-{
-    const char *limit = http_query(req, "limit");
-
-    return limit ? (int)strtol(limit, NULL, 10) : LIMIT_DEFAULT;
-}
-
-/* A page, newest first, and where the next one begins (null: nowhere). */
-static void on_dead_list(void *arg, json_t *answer, const struct err *err)
-{
-    struct http_request *req = arg;
-    size_t n = json_array_size(answer);
-    bool is_full = n && n >= (size_t)limit_of(req);
-    json_t *last = is_full ? json_array_get(answer, n - 1) : NULL;
-
-    if (err)
-        http_problem(req, err->kind == ERR_PERMANENT ? 422 : 503, err->msg);
-    else
-        http_reply_json(req, 200,
-                        json_pack("{s:O, s:O?}", "deadLetters", answer,
-                                  "cursor", json_object_get(last, "id")));
-    json_decref(answer);
-}
-
-static bool needs_database(struct host *h, struct http_request *req)
-{
-    if (h->db)
-        return false;
-    http_problem(req, 422,
-                 "without PostgreSQL dead letters are records of "
-                 "<topic>.dlq: read and produce them with any Kafka "
-                 "client");
-    return true;
-}
-
-static void get_dead_letters(void *ctx, struct http_request *req)
-{
-    struct host *h = ctx;
-    const char *cursor = http_query(req, "cursor");
-    struct dead_filter f = {
-        .handler = http_query(req, "handler"),
-        .type = http_query(req, "type"),
-        .aggregate = http_query(req, "aggregate"),
-        .correlation = http_query(req, "correlation"),
-        .class = http_query(req, "class"),
-        .fingerprint = http_query(req, "fingerprint"),
-        .state = http_query(req, "state"),
-        .since = http_query(req, "since"),
-        .until = http_query(req, "until"),
-        .ids = http_query(req, "ids"),
-        .cursor = cursor ? strtoll(cursor, NULL, 10) : 0,
-        .limit = limit_of(req),
-    };
-
-    if (needs_database(h, req))
-        return;
-    if (f.limit < 1 || f.limit > 1000)
-        http_problem(req, 400, "limit is 1 to 1000");
-    else
-        deadletters_list(h->db, &f, on_dead_list, req);
-}
-
-static void get_dead_letter(void *ctx, struct http_request *req)
-{
-    struct host *h = ctx;
-
-    if (!needs_database(h, req))
-        deadletters_show(h->db, strtoll(http_param(req, 0), NULL, 10),
-                         on_dead_answer, req);
-}
-
-static struct dead_filter filter_of(const json_t *body)
-{
-#define MEMBER(name) json_string_value(json_object_get(body, name))
-    return (struct dead_filter){
-        .ids = MEMBER("ids"),
-        .handler = MEMBER("handler"),
-        .type = MEMBER("type"),
-        .aggregate = MEMBER("aggregate"),
-        .correlation = MEMBER("correlation"),
-        .class = MEMBER("class"),
-        .fingerprint = MEMBER("fingerprint"),
-        .since = MEMBER("since"),
-        .until = MEMBER("until"),
-        .limit = 1000,
-    };
-#undef MEMBER
-}
-
-static bool is_filter(const char *name)
-{
-    static const char *const names[] = {"ids",         "handler",     "type",
-                                        "aggregate",   "correlation", "class",
-                                        "fingerprint", "since",       "until"};
-
-    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
-        if (strcmp(names[i], name) == 0)
-            return true;
-    return false;
-}
-
-/* An empty filter would mean all of them: that has to be said. One that is
- * passed over would mean more than was asked for. */
-static bool is_aimed(json_t *body, struct http_request *req)
-{
-    bool any = json_is_true(json_object_get(body, "all"));
-    const char *name, *text;
-    char detail[120];
-    json_t *value;
-
-    json_object_foreach(body, name, value) {
-        text = is_filter(name) ? json_string_value(value) : NULL;
-        any |= text && *text;
-        if ((text && *text) || strcmp(name, "all") == 0 ||
-            strcmp(name, "dryRun") == 0)
-            continue;
-        snprintf(detail, sizeof(detail), "%.64s is no filter, or not text",
-                 name);
-        http_problem(req, 400, detail);
-        return false;
-    }
-    if (!any)
-        http_problem(req, 400, "name a filter, or say \"all\": true");
-    return any;
-}
-
-static void post_redrive(void *ctx, struct http_request *req)
-{
-    struct host *h = ctx;
-    json_t *body = needs_database(h, req) ? NULL : http_json(req);
-
-    if (body && is_aimed(body, req)) {
-        struct dead_filter f = filter_of(body);
-
-        deadletters_redrive(h->db, &f,
-                            json_is_true(json_object_get(body, "dryRun")),
-                            on_dead_answer, req);
-    }
-    json_decref(body);
-}
-
-static void post_redrive_one(void *ctx, struct http_request *req)
-{
-    struct host *h = ctx;
-    struct dead_filter f = {.ids = http_param(req, 0), .limit = 1};
-
-    if (!needs_database(h, req))
-        deadletters_redrive(h->db, &f, false, on_dead_answer, req);
-}
-
-static void post_discard(void *ctx, struct http_request *req)
-{
-    struct host *h = ctx;
-    json_t *body = needs_database(h, req) ? NULL : http_json(req);
-    const char *reason = json_string_value(json_object_get(body, "reason"));
-    struct dead_filter f = {.ids = http_param(req, 0), .limit = 1};
-
-    if (!body)
-        return;
-    if (!reason || !*reason)
-        http_problem(req, 400, "a discard needs a reason");
-    else
-        deadletters_discard(h->db, &f, reason, on_dead_answer, req);
-    json_decref(body);
-}
-
 /* --- publishing ------------------------------------------------------------------------------- */
 
 static void on_published(void *arg, json_t *ids, const struct err *err)
@@ -567,10 +383,13 @@ static const struct http_route routes[] = {
     {"PUT", "/v1/flags/{}", RIGHT_OPERATE, put_flag},
     {"DELETE", "/v1/flags/{}", RIGHT_OPERATE, delete_flag},
     {"GET", "/v1/dead-letters", RIGHT_VIEW, get_dead_letters},
+    {"GET", "/v1/dead-letters/groups", RIGHT_VIEW, get_dead_groups},
     {"GET", "/v1/dead-letters/{}", RIGHT_VIEW, get_dead_letter},
     {"POST", "/v1/dead-letters/redrive", RIGHT_REDRIVE, post_redrive},
+    {"POST", "/v1/dead-letters/discard", RIGHT_REDRIVE, post_discard},
     {"POST", "/v1/dead-letters/{}/redrive", RIGHT_REDRIVE, post_redrive_one},
-    {"POST", "/v1/dead-letters/{}/discard", RIGHT_REDRIVE, post_discard},
+    {"POST", "/v1/dead-letters/{}/discard", RIGHT_REDRIVE, post_discard_one},
+    {"POST", "/v1/dead-letters/{}/edit", RIGHT_REDRIVE, post_edit},
     {"POST", "/v1/events", RIGHT_PUBLISH, post_events},
 };
 

@@ -28,6 +28,7 @@ static const char component[] = "http";
 
 struct token {
     char hash[SHA256_HEX_SIZE];
+    char *name;
     unsigned rights; /* bit 1 << enum http_right */
 };
 
@@ -43,6 +44,7 @@ struct http_request {
     struct MHD_Connection *mhd;
     struct connection *connection;
     const struct http_route *route;
+    const struct token *token; /* the one that was shown */
     char *params[PARAMS_MAX];
     struct buf body;
     struct MHD_Response *response; /* the answer, once there is one */
@@ -68,6 +70,11 @@ struct http_server {
 const char *http_param(const struct http_request *req, size_t i)
 {
     return i < PARAMS_MAX && req->params[i] ? req->params[i] : "";
+}
+
+const char *http_who(const struct http_request *req)
+{
+    return req->token ? req->token->name : NULL;
 }
 
 const char *http_query(const struct http_request *req, const char *name)
@@ -220,7 +227,7 @@ static const struct http_route *find_route(struct http_request *req,
     return NULL;
 }
 
-static unsigned rights_of(const struct http_request *req)
+static unsigned rights_of(struct http_request *req)
 {
     const char *header = http_header(req, "Authorization");
     char hash[SHA256_HEX_SIZE];
@@ -232,8 +239,10 @@ static unsigned rights_of(const struct http_request *req)
         return 1u << RIGHT_NONE;
     digest_sha256(slice_of(header + 7), hash);
     for (size_t i = 0; i < req->server->n_tokens; i++)
-        if (digest_equal(hash, req->server->tokens[i].hash, sizeof(hash)))
-            rights = req->server->tokens[i].rights | 1u << RIGHT_KNOWN;
+        if (digest_equal(hash, req->server->tokens[i].hash, sizeof(hash))) {
+            req->token = &req->server->tokens[i];
+            rights = req->token->rights | 1u << RIGHT_KNOWN;
+        }
     return rights | 1u << RIGHT_NONE;
 }
 
@@ -485,6 +494,7 @@ static char *token_text(const json_t *item, size_t i, struct err *err)
 static bool add_token(struct http_server *s, const json_t *item, size_t i,
                       struct err *err)
 {
+    const char *name = json_string_value(json_object_get(item, "name"));
     char *text = token_text(item, i, err);
     struct token *t = &s->tokens[s->n_tokens];
     json_t *right;
@@ -508,6 +518,7 @@ static bool add_token(struct http_server *s, const json_t *item, size_t i,
                            "are view, publish, "
                            "redrive, operate",
                            i + 1);
+    t->name = name ? xstrdup(name) : xasprintf("token %zu", i + 1);
     s->n_tokens++;
     return true;
 }
@@ -603,6 +614,8 @@ void http_server_free(struct http_server *s)
         }
         MHD_stop_daemon(s->daemon);
     }
+    for (size_t i = 0; i < s->n_tokens; i++)
+        free(s->tokens[i].name);
     free(s->tokens);
     free(s);
 }

@@ -40,7 +40,7 @@ struct http_route {
 
 struct http_options {
     const char *listen;   /* "127.0.0.1:7600", "[::1]:0" */
-    const json_t *tokens; /* [{token_file|token, rights: […]}] or empty */
+    const json_t *tokens; /* [{name, token_file|token, rights: […]}] or empty */
     const struct http_route *routes;
     size_t n_routes;
     size_t body_max;
@@ -66,6 +66,10 @@ const char *http_header(const struct http_request *req, const char *name);
 struct slice http_body(const struct http_request *req);
 /* The body as JSON; NULL after answering 400. Gives. */
 json_t *http_json(struct http_request *req);
+
+/* The name of the token that was shown ("token 2" where it has none); NULL
+ * where no tokens are needed. */
+const char *http_who(const struct http_request *req);
 
 void http_reply(struct http_request *req, unsigned status, const char *type,
                 struct slice body);

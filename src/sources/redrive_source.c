@@ -5,6 +5,7 @@
 #include "base/list.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "core/bucket.h"
 #include "core/partition.h"
 #include "pg/pg.h"
 #include "sources/stopping.h"
@@ -12,14 +13,16 @@
 
 #include <ev.h>
 #include <jansson.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define UNUSED   __attribute__((unused))
 #define LOOK_S   0.5
 #define OPEN_MAX 200 /* letters on their way */
-#define LIMIT    "100"
-#define ABSENT_S 5 /* then look whether such a handler has come */
+#define LIMIT    100
+#define MORE_S   0.02 /* there is more to come */
+#define ABSENT_S 5    /* then look whether such a handler has come */
 
 static const char component[] = "redrive";
 
@@ -33,15 +36,25 @@ struct letter {
     bool is_settled; /* its row is being written: not offered, not released */
 };
 
+/* How fast the letters of a handler are given out, as the last one of them that
+ * was looked at says. */
+struct pace {
+    struct list link;
+    char *handler;
+    struct rate rate;
+    struct bucket bucket;
+};
+
 struct redrive_source {
     struct ev_loop *loop;
     struct pg_pool *pool;
     struct source_sink sink;
     struct partition *p;
     struct tries tries;
-    struct list letters;
+    struct list letters, paces;
     size_t open;
     bool is_started, is_paused;
+    bool is_paced;           /* letters wait for their pace */
     struct letter *offering; /* NULL once it was dropped */
     json_t *absent;          /* names of handlers that nobody runs here, */
     int64_t absent_until_us; /* whose letters must not hold up the others */
@@ -52,9 +65,10 @@ struct redrive_source {
 
 static const char read_sql[] =
     "SELECT id, handler, format, facts::text, body, key, attempts"
+    ", (extract(epoch FROM redrive_every) * 1000000)::bigint"
     " FROM event_dead_letters WHERE state = 'redriving'"
     " AND id <> ALL ($1::bigint[]) AND handler <> ALL ($2::text[])"
-    " ORDER BY source, partition, place, id LIMIT " LIMIT;
+    " ORDER BY source, partition, place, id LIMIT $3::int";
 
 static const char settle_sql[] =
     "WITH w AS (UPDATE event_dead_letters SET state = $2, note = $3"
@@ -89,6 +103,79 @@ static void on_timer(UNUSED struct ev_loop *loop, ev_timer *timer,
 {
     look(timer->data);
 }
+
+/* --- pace ------------------------------------------------------------------ */
+
+#define PACE_US 100000 /* what comes in such a time may come at once */
+
+static struct pace *pace_of(struct redrive_source *s, const char *handler)
+{
+    struct pace *pace;
+
+    list_foreach(at, &s->paces) {
+        pace = CONTAINER_OF(at, struct pace, link);
+        if (strcmp(pace->handler, handler) == 0)
+            return pace;
+    }
+    pace = xcalloc(1, sizeof(*pace));
+    pace->handler = xstrdup(handler);
+    list_append(&s->paces, &pace->link);
+    return pace;
+}
+
+static void pace_free(struct pace *pace)
+{
+    list_remove(&pace->link);
+    free(pace->handler);
+    free(pace);
+}
+
+/* May this row's letter go out now? Not before those of its handler that came
+ * before it: who waits keeps what follows waiting. */
+static bool may_go(struct redrive_source *s, const struct pg_result *res,
+                   int row)
+{
+    struct pace *pace = pace_of(s, pg_result_value(res, row, 1));
+    int64_t every_us = strtoll(pg_result_value(res, row, 7), NULL, 10);
+    int64_t now_us = clock_mono_us();
+
+    if (pace->rate.interval_ns &&
+        !bucket_tokens(&pace->bucket, &pace->rate, now_us))
+        return false;
+    pace->rate.interval_ns = every_us * 1000;
+    pace->rate.burst = every_us && every_us < PACE_US ? PACE_US / every_us : 1;
+    if (!pace->rate.interval_ns)
+        return true;
+    bucket_fit(&pace->bucket, &pace->rate, now_us);
+    if (!bucket_tokens(&pace->bucket, &pace->rate, now_us))
+        return false;
+    bucket_take(&pace->bucket, &pace->rate, now_us);
+    return true;
+}
+
+/* Names of those that wait, for the reading to pass over. Who has no pace any
+ * more, or could have all at once, is no different from a new one. */
+static bool add_waiting(struct redrive_source *s, struct buf *names)
+{
+    int64_t now_us = clock_mono_us(), tokens;
+    bool any = false;
+
+    list_foreach_safe(at, &s->paces) {
+        struct pace *pace = CONTAINER_OF(at, struct pace, link);
+
+        tokens = pace->rate.interval_ns
+                     ? bucket_tokens(&pace->bucket, &pace->rate, now_us)
+                     : pace->rate.burst;
+        if (tokens == pace->rate.burst)
+            pace_free(pace);
+        else if (tokens == 0)
+            array_add(names, pace->handler);
+        any |= tokens == 0;
+    }
+    return any;
+}
+
+/* --- reading --------------------------------------------------------------- */
 
 static int nibble(char c)
 {
@@ -183,17 +270,24 @@ static void on_rows(void *arg, const struct pg_result *res,
     if (err)
         log_warn("cannot read dead letters", "err=" LOG_Q, err->msg);
     for (int row = 0; row < rows && s->p && !s->stopping.is_asked; row++)
-        taken += offer_row(s, res, row);
+        if (may_go(s, res, row))
+            taken += offer_row(s, res, row);
+        else
+            s->is_paced = true;
     if (taken > 0)
         log_info("dead letters run again", "count=%d", taken);
-    look_in(s, LOOK_S);
+    if (taken == LIMIT)
+        look_in(s, MORE_S);
+    else
+        look_in(s, s->is_paced ? PACE_US / 1e6 : LOOK_S);
 }
 
 /* Letters under way, and handlers that are not here, are left out. */
 static void read_letters(struct redrive_source *s)
 {
     struct buf ids = {0}, absent = {0};
-    struct pg_param params[2] = {0};
+    struct pg_param params[3] = {0};
+    char limit[16];
     const json_t *name;
     size_t i;
 
@@ -206,10 +300,13 @@ static void read_letters(struct redrive_source *s)
     array_begin(&absent);
     json_array_foreach(s->absent, i, name)
         array_add(&absent, json_string_value(name));
+    s->is_paced = add_waiting(s, &absent);
     array_end(&absent);
     params[0].value = buf_text(&ids);
     params[1].value = buf_text(&absent);
-    s->request = pg_pool_query(s->pool, read_sql, 2, params, on_rows, s);
+    snprintf(limit, sizeof(limit), "%d", LIMIT);
+    params[2].value = limit;
+    s->request = pg_pool_query(s->pool, read_sql, 3, params, on_rows, s);
     buf_fini(&ids);
     buf_fini(&absent);
 }
@@ -219,7 +316,7 @@ static void look(struct redrive_source *s)
     if (s->request || !s->is_started || s->stopping.is_asked)
         return;
     if (s->is_paused || s->open >= OPEN_MAX) {
-        look_in(s, LOOK_S);
+        look_in(s, s->is_paused ? LOOK_S : MORE_S);
         return;
     }
     read_letters(s);
@@ -317,6 +414,7 @@ struct redrive_source *redrive_source_new(struct ev_loop *loop,
     s->sink = *sink;
     s->absent = json_array();
     list_init(&s->letters);
+    list_init(&s->paces);
     tries_init(&s->tries, loop, pool);
     ev_timer_init(&s->timer, on_timer, LOOK_S, 0.);
     s->timer.data = s;
@@ -346,6 +444,8 @@ void redrive_source_free(struct redrive_source *s)
     tries_fini(&s->tries);
     list_foreach_safe(item, &s->letters)
         letter_free(CONTAINER_OF(item, struct letter, link));
+    list_foreach_safe(item, &s->paces)
+        pace_free(CONTAINER_OF(item, struct pace, link));
     json_decref(s->absent);
     free(s);
 }

@@ -19,6 +19,7 @@
 
 #include <jansson.h>
 
+struct buf;
 struct deadletters;
 
 struct dead_letter {
@@ -61,6 +62,9 @@ struct deadletters *deadletters_topic_new(struct kafka_producer *producer,
 void fingerprint(enum error_class class, const char *error, const char *version,
                  char out[static 17]);
 
+/* The message as it goes in there. */
+void fingerprint_text(const char *error, struct buf *out);
+
 /* --- what the API and the CLI do, PostgreSQL only ------------------------- */
 
 struct dead_filter { /* NULL or "": any */
@@ -75,17 +79,49 @@ struct dead_filter { /* NULL or "": any */
 /* `answer` is given (decref it); NULL with err. */
 typedef void dead_answer_fn(void *arg, json_t *answer, const struct err *err);
 
+/* `with_bodies`: what a dry run needs, {id, fingerprint, error, format, facts,
+ * bodyHex, …}, instead of what people read. */
 void deadletters_list(struct pg_pool *pool, const struct dead_filter *filter,
-                      dead_answer_fn *done, void *arg);
-/* One, with body, history, traceback; JSON null when there is none. */
+                      bool with_bodies, dead_answer_fn *done, void *arg);
+/* One, with body, history, edits, traceback; JSON null when there is none. */
 void deadletters_show(struct pg_pool *pool, int64_t id, dead_answer_fn *done,
                       void *arg);
-/* {"count":n}: to state redriving (the redrive source takes them in their
- * original order), or discarded with a reason. */
+/* Equal failures as one row each, the most frequent first; filter->limit of
+ * them. */
+void deadletters_groups(struct pg_pool *pool, const struct dead_filter *filter,
+                        dead_answer_fn *done, void *arg);
+
+#define DEAD_REDRIVES_MAX 5 /* then a filter passes a letter over */
+
+struct dead_redrive {
+    bool is_dry_run;  /* count only */
+    bool is_forced;   /* also what was redriven DEAD_REDRIVES_MAX times */
+    int64_t every_us; /* between two of a handler; 0: as fast as it can */
+    const char *who;
+};
+
+/* {"count": n, "leftOut": n}: to state redriving; the redrive source takes them
+ * in their original order. */
 void deadletters_redrive(struct pg_pool *pool, const struct dead_filter *filter,
-                         bool dry_run, dead_answer_fn *done, void *arg);
+                         const struct dead_redrive *how, dead_answer_fn *done,
+                         void *arg);
+/* {"count": n} */
 void deadletters_discard(struct pg_pool *pool, const struct dead_filter *filter,
-                         const char *reason, dead_answer_fn *done, void *arg);
+                         const char *reason, const char *who,
+                         dead_answer_fn *done, void *arg);
+
+struct dead_edit {
+    struct slice payload; /* JSON; NULL: it stays */
+    const json_t *facts;  /* name → text, or null to take it away; or NULL */
+    const char *who, *reason;
+};
+
+/* {"id", "edit"}; JSON null when there is no such letter. What was there stays
+ * in event_dead_letter_edits. */
+void deadletters_edit(struct pg_pool *pool, int64_t id,
+                      const struct dead_edit *edit, dead_answer_fn *done,
+                      void *arg);
+
 /* [[handler, class, n], …] waiting now, for the metric. */
 void deadletters_counts(struct pg_pool *pool, dead_answer_fn *done, void *arg);
 

@@ -1,82 +1,68 @@
-/* What people do with dead letters: list, show, redrive, discard, count. */
-#include "stores/deadletters.h"
-
+/* What people see of dead letters: list, show, groups, and their counts. */
 #include "base/buf.h"
-#include "base/clock.h"
 #include "base/mem.h"
-#include "base/settings.h"
 #include "base/utf8.h"
-#include "pg/pg.h"
+#include "stores/deadletters_filter.h"
 
-#include <ctype.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define TIME(column)  \
-    "to_char(" column \
-    " AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+#define FIRST_FAILED_AT DEAD_TIME("first_failed_at")
+#define FAILED_AT       DEAD_TIME("failed_at")
+#define EDITED_AT       DEAD_TIME("e.at")
+#define GROUP_FIRST     DEAD_TIME("min(first_failed_at)")
+#define GROUP_LAST      DEAD_TIME("max(failed_at)")
 
-#define COLUMNS                                                               \
-    "'id', id, 'handler', handler, 'version', handler_version, 'eventId',"    \
-    " event_id, 'eventType', event_type, 'aggregateType', aggregate_type,"    \
-    " 'aggregateId', aggregate_id, 'source', source, 'partition', partition," \
-    " 'place', place, 'class', class, 'code', code, 'error', error,"          \
-    " 'attempts', attempts, 'fingerprint', fingerprint, "                     \
-    "'firstFailedAt', " TIME("first_failed_at") ", 'failedAt', " TIME(        \
-        "failed_at") ", 'state', state, 'note', note"
+#define COLUMNS                                                                \
+    "'id', id, 'handler', handler, 'version', handler_version, 'eventId',"     \
+    " event_id, 'eventType', event_type, 'aggregateType', aggregate_type,"     \
+    " 'aggregateId', aggregate_id, 'source', source, 'partition', partition,"  \
+    " 'place', place, 'class', class, 'code', code, 'error', error,"           \
+    " 'attempts', attempts, 'redrives', redrives, 'fingerprint', fingerprint," \
+    " 'firstFailedAt', " FIRST_FAILED_AT ", 'failedAt', " FAILED_AT            \
+    ", 'state', state, 'note', note"
 
-/* $1 … $10, all text, NULL for any. */
-#define FILTER                                                             \
-    " ($1::text IS NULL OR id = ANY (string_to_array($1, ',')::bigint[]))" \
-    " AND ($2::text IS NULL OR handler = $2)"                              \
-    " AND ($3::text IS NULL OR event_type = $3)"                           \
-    " AND ($4::text IS NULL OR aggregate_id = $4"                          \
-    "  OR aggregate_type || '/' || aggregate_id = $4)"                     \
-    " AND ($5::text IS NULL OR facts->>'correlation_id' = $5"              \
-    "  OR position($5 IN coalesce(facts->>'metadata', '')) > 0)"           \
-    " AND ($6::text IS NULL OR class = $6)"                                \
-    " AND ($7::text IS NULL OR fingerprint = $7)"                          \
-    " AND state = coalesce($8::text, 'dead')"                              \
-    " AND ($9::timestamptz IS NULL OR failed_at >= $9::timestamptz)"       \
-    " AND ($10::timestamptz IS NULL OR failed_at < $10::timestamptz)"
-
-#define FILTER_PARAMS 10
+#define LISTED                                                        \
+    " FROM event_dead_letters"                                        \
+    " WHERE" DEAD_FILTER " AND ($11::bigint = 0 OR id < $11::bigint)" \
+    " ORDER BY id DESC LIMIT $12::int) t"
 
 static const char list_sql[] =
     "SELECT coalesce(json_agg(o ORDER BY id DESC), '[]') FROM (SELECT id,"
-    " json_build_object(" COLUMNS ") AS o FROM event_dead_letters"
-    " WHERE" FILTER " AND ($11::bigint = 0 OR id < $11::bigint)"
-    " ORDER BY id DESC LIMIT $12::int) t";
+    " json_build_object(" COLUMNS ") AS o" LISTED;
+
+/* What a dry run needs of them: the bytes as they came. */
+static const char bodies_sql[] =
+    "SELECT coalesce(json_agg(o ORDER BY id DESC), '[]') FROM (SELECT id,"
+    " json_build_object('id', id, 'eventId', event_id, 'class', class,"
+    " 'error', error, 'fingerprint', fingerprint, 'format', format, 'facts',"
+    " facts, 'source', source, 'partition', partition, 'place', place,"
+    " 'bodyHex', encode(body, 'hex')) AS o" LISTED;
 
 static const char show_sql[] =
     "SELECT json_build_object(" COLUMNS ", 'format', format, 'key',"
     " encode(key, 'base64'), 'bodyBase64', encode(body, 'base64'), 'headers',"
-    " headers, 'facts', facts, 'traceback', traceback, 'history', history),"
+    " headers, 'facts', facts, 'traceback', traceback, 'history', history,"
+    " 'edits', (SELECT coalesce(json_agg(json_build_object('id', e.id, 'at',"
+    " " EDITED_AT ", 'who', e.who, 'reason', e.reason, 'beforeBody',"
+    " encode(e.before_body, 'base64'), 'beforeFacts', e.before_facts,"
+    " 'afterBody', encode(e.after_body, 'base64'), 'afterFacts',"
+    " e.after_facts) ORDER BY e.id), '[]') FROM event_dead_letter_edits AS e"
+    " WHERE e.dead_letter_id = event_dead_letters.id)),"
     " body FROM event_dead_letters WHERE id = $1::bigint";
 
-/* What cannot be decoded has no handler that could try again. */
-static const char redrive_sql[] =
-    "WITH w AS (UPDATE event_dead_letters SET state = 'redriving' WHERE" FILTER
-    " AND handler <> '' AND state IN ('dead', 'discarded') RETURNING 1)"
-    " SELECT json_build_object('count', count(*)) FROM w";
-
-static const char redrive_count_sql[] =
-    "SELECT json_build_object('count', count(*), 'dryRun', true)"
-    " FROM event_dead_letters WHERE" FILTER
-    " AND handler <> '' AND state IN ('dead', 'discarded')";
-
-static const char discard_sql[] =
-    "WITH w AS (UPDATE event_dead_letters SET state = 'discarded',"
-    " note = coalesce($11, '') WHERE" FILTER
-    " AND state IN ('dead', 'redriving') RETURNING *),"
-    " d AS (INSERT INTO event_deliveries (handler, event_id, source, partition,"
-    " place, outcome, reason, version, attempts) SELECT DISTINCT ON (handler,"
-    " event_id) handler, event_id, source, partition, place, 'discarded',"
-    " coalesce($11, ''), handler_version, attempts FROM w"
-    " ON CONFLICT (handler, event_id) DO UPDATE SET"
-    " outcome = 'discarded', reason = excluded.reason, at = now())"
-    " SELECT json_build_object('count', count(*)) FROM w";
+/* The oldest letter of a group lends its text. */
+static const char groups_sql[] =
+    "SELECT coalesce(json_agg(o ORDER BY n DESC, oldest), '[]') FROM (SELECT"
+    " count(*) AS n, min(id) AS oldest, json_build_object('fingerprint',"
+    " fingerprint, 'handler', handler, 'version', handler_version, 'class',"
+    " class, 'count', count(*), 'firstFailedAt', " GROUP_FIRST
+    ", 'lastFailedAt', " GROUP_LAST ", 'example', min(id), 'error',"
+    " (array_agg(error ORDER BY id))[1]) AS o FROM event_dead_letters"
+    " WHERE" DEAD_FILTER " GROUP BY fingerprint, handler, handler_version,"
+    " class ORDER BY n DESC, oldest LIMIT $11::int) t";
 
 static const char counts_sql[] =
     "SELECT coalesce(json_agg(json_build_array(handler, class, n)), '[]')"
@@ -86,8 +72,25 @@ static const char counts_sql[] =
 struct request {
     dead_answer_fn *done;
     void *arg;
-    bool with_body;
 };
+
+void deadletters_list(struct pg_pool *pool, const struct dead_filter *filter,
+                      bool with_bodies, dead_answer_fn *done, void *arg)
+{
+    struct pg_param params[DEAD_FILTER_PARAMS + 2];
+    struct dead_times times;
+    char cursor[24], limit[16];
+
+    dead_filter_params(params, filter, &times);
+    snprintf(cursor, sizeof(cursor), "%" PRId64, filter->cursor);
+    snprintf(limit, sizeof(limit), "%d", filter->limit ? filter->limit : 100);
+    params[DEAD_FILTER_PARAMS] = (struct pg_param){.value = cursor};
+    params[DEAD_FILTER_PARAMS + 1] = (struct pg_param){.value = limit};
+    dead_ask(pool, with_bodies ? bodies_sql : list_sql, DEAD_FILTER_PARAMS + 2,
+             params, done, arg);
+}
+
+/* --- one ------------------------------------------------------------------------ */
 
 /* The body as text where it is text; its base64 is there in any case. */
 static void add_body(json_t *answer, const char *hex)
@@ -105,8 +108,8 @@ static void add_body(json_t *answer, const char *hex)
     free(bytes);
 }
 
-static void on_answer(void *arg, const struct pg_result *res,
-                      const struct err *err)
+static void on_shown(void *arg, const struct pg_result *res,
+                     const struct err *err)
 {
     struct request *r = arg;
     json_t *answer = NULL;
@@ -115,113 +118,62 @@ static void on_answer(void *arg, const struct pg_result *res,
         answer = pg_result_nrows(res) > 0
                      ? json_loads(pg_result_value(res, 0, 0), 0, NULL)
                      : json_null();
-        if (r->with_body && json_is_object(answer))
+        if (json_is_object(answer))
             add_body(answer, pg_result_value(res, 0, 1));
     }
     r->done(r->arg, answer, err);
     free(r);
 }
 
-static void ask(struct pg_pool *pool, const char *sql, int n,
-                const struct pg_param *params, bool with_body,
-                dead_answer_fn *done, void *arg)
-{
-    struct request *r = xmalloc(sizeof(*r));
-
-    *r = (struct request){done, arg, with_body};
-    pg_pool_query(pool, sql, n, params, on_answer, r);
-}
-
-static const char *or_null(const char *text)
-{
-    return text && *text ? text : NULL;
-}
-
-/* RFC 3339 stays; 7d is that long ago. PostgreSQL refuses anything else. */
-static const char *moment(const char *text, char out[static RFC3339_SIZE])
-{
-    int64_t ms;
-
-    if (!text || !*text)
-        return NULL;
-    if (clock_parse(text, strlen(text)) == INT64_MIN &&
-        duration_parse(text, &ms))
-        return clock_format(clock_wall_us() - ms * 1000, out);
-    return text;
-}
-
-struct times {
-    char since[RFC3339_SIZE], until[RFC3339_SIZE];
-};
-
-static void fill_filter(struct pg_param *params, const struct dead_filter *f,
-                        struct times *times)
-{
-    const char *values[FILTER_PARAMS] = {
-        or_null(f->ids),
-        or_null(f->handler),
-        or_null(f->type),
-        or_null(f->aggregate),
-        or_null(f->correlation),
-        or_null(f->class),
-        or_null(f->fingerprint),
-        or_null(f->state),
-        moment(f->since, times->since),
-        moment(f->until, times->until),
-    };
-
-    for (size_t i = 0; i < FILTER_PARAMS; i++)
-        params[i] = (struct pg_param){.value = values[i]};
-}
-
-void deadletters_list(struct pg_pool *pool, const struct dead_filter *filter,
-                      dead_answer_fn *done, void *arg)
-{
-    struct pg_param params[FILTER_PARAMS + 2];
-    struct times times;
-    char cursor[24], limit[16];
-
-    fill_filter(params, filter, &times);
-    snprintf(cursor, sizeof(cursor), "%" PRId64, filter->cursor);
-    snprintf(limit, sizeof(limit), "%d", filter->limit ? filter->limit : 100);
-    params[FILTER_PARAMS] = (struct pg_param){.value = cursor};
-    params[FILTER_PARAMS + 1] = (struct pg_param){.value = limit};
-    ask(pool, list_sql, FILTER_PARAMS + 2, params, false, done, arg);
-}
-
 void deadletters_show(struct pg_pool *pool, int64_t id, dead_answer_fn *done,
                       void *arg)
 {
+    struct request *r = xmalloc(sizeof(*r));
     char text[24];
     struct pg_param param = {.value = text};
 
+    *r = (struct request){done, arg};
     snprintf(text, sizeof(text), "%" PRId64, id);
-    ask(pool, show_sql, 1, &param, true, done, arg);
+    pg_pool_query(pool, show_sql, 1, &param, on_shown, r);
 }
 
-void deadletters_redrive(struct pg_pool *pool, const struct dead_filter *filter,
-                         bool dry_run, dead_answer_fn *done, void *arg)
-{
-    struct pg_param params[FILTER_PARAMS];
-    struct times times;
+/* --- groups ----------------------------------------------------------------------- */
 
-    fill_filter(params, filter, &times);
-    ask(pool, dry_run ? redrive_count_sql : redrive_sql, FILTER_PARAMS, params,
-        false, done, arg);
+/* The message as the fingerprint sees it: what differs within a group is gone. */
+static void on_groups(void *arg, json_t *groups, const struct err *err)
+{
+    struct request *r = arg;
+    json_t *group;
+    size_t i;
+
+    json_array_foreach(groups, i, group) {
+        const char *error = json_string_value(json_object_get(group, "error"));
+        struct buf text = {0};
+
+        fingerprint_text(error ? error : "", &text);
+        json_object_set_new(group, "message", json_string(buf_text(&text)));
+        buf_fini(&text);
+    }
+    r->done(r->arg, groups, err);
+    free(r);
 }
 
-void deadletters_discard(struct pg_pool *pool, const struct dead_filter *filter,
-                         const char *reason, dead_answer_fn *done, void *arg)
+void deadletters_groups(struct pg_pool *pool, const struct dead_filter *filter,
+                        dead_answer_fn *done, void *arg)
 {
-    struct pg_param params[FILTER_PARAMS + 1];
-    struct times times;
+    struct pg_param params[DEAD_FILTER_PARAMS + 1];
+    struct request *r = xmalloc(sizeof(*r));
+    struct dead_times times;
+    char limit[16];
 
-    fill_filter(params, filter, &times);
-    params[FILTER_PARAMS] = (struct pg_param){.value = or_null(reason)};
-    ask(pool, discard_sql, FILTER_PARAMS + 1, params, false, done, arg);
+    *r = (struct request){done, arg};
+    dead_filter_params(params, filter, &times);
+    snprintf(limit, sizeof(limit), "%d", filter->limit ? filter->limit : 100);
+    params[DEAD_FILTER_PARAMS] = (struct pg_param){.value = limit};
+    dead_ask(pool, groups_sql, DEAD_FILTER_PARAMS + 1, params, on_groups, r);
 }
 
 void deadletters_counts(struct pg_pool *pool, dead_answer_fn *done, void *arg)
 {
-    ask(pool, counts_sql, 0, NULL, false, done, arg);
+    dead_ask(pool, counts_sql, 0, NULL, done, arg);
 }

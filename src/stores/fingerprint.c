@@ -30,7 +30,7 @@ static size_t skip_quoted(const char *text)
 }
 
 /* The first line, with what differs from event to event made equal. */
-static void normalize(const char *error, struct buf *out)
+void fingerprint_text(const char *error, struct buf *out)
 {
     while (*error && *error != '\n') {
         bool has_digit;
@@ -58,7 +58,7 @@ void fingerprint(enum error_class class, const char *error, const char *version,
     char hex[SHA256_HEX_SIZE];
     struct buf text = {0};
 
-    normalize(error ? error : "", &text);
+    fingerprint_text(error ? error : "", &text);
     digest_parts(
         (struct slice[]){
             slice_of(class_name(class)),
