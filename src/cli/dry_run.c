@@ -1,9 +1,9 @@
 /*
  * dry-run: a handler over events, in record mode: SQL runs for real in a
  * transaction that is rolled back, everything else is only written down. The
- * code is the file on disk.
+ * code is the file on disk; for dead letters that which runs.
  */
-#include "cli/cli.h"
+#include "cli/dry_run.h"
 
 #include "base/buf.h"
 #include "base/mem.h"
@@ -16,8 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PROBE_TIMEOUT_MS 60000
-#define LAST_MAX         1000
+#define LAST_MAX 1000
 
 /* JSON lines, or one JSON value over many lines. */
 static json_t *read_events(const char *path, struct err *err)
@@ -159,7 +158,7 @@ static json_t *bundle_from_disk(const struct settings *s, const char *name,
 {
     json_t *request = probe_handler_request(s, name), *answer, *bundle;
 
-    answer = probe_wait(request, PROBE_TIMEOUT_MS, err);
+    answer = probe_wait(request, DRY_RUN_TIMEOUT_MS, err);
     bundle = json_incref(json_object_get(answer, "bundle"));
     json_decref(answer);
     json_decref(request);
@@ -192,7 +191,7 @@ static int run(const struct cli *c, const struct settings *s, json_t *bundle,
     json_t *request =
         json_pack("{s:s, s:O, s:o, s:O}", "op", "dry_run", "bundle", bundle,
                   "settings", settings_json(s, true), "events", events);
-    json_t *answer = probe_wait(request, PROBE_TIMEOUT_MS, err);
+    json_t *answer = probe_wait(request, DRY_RUN_TIMEOUT_MS, err);
     const json_t *runs = json_object_get(answer, "runs"), *one;
     size_t i;
     int code = answer ? EXIT_DONE : EXIT_FAILED;
@@ -228,25 +227,55 @@ static json_t *find_events(const struct cli *c, const struct settings *s,
     return NULL;
 }
 
+static int run_events(const struct cli *c, const struct settings *s,
+                      struct err *err)
+{
+    json_t *events = NULL, *bundle = bundle_from_disk(s, c->words[0], err);
+    int code = EXIT_REFUSED;
+
+    if (bundle && (events = find_events(c, s, bundle, err)))
+        code = run(c, s, bundle, events, err);
+    json_decref(events);
+    json_decref(bundle);
+    return code;
+}
+
+static int run_letters(const struct cli *c, const struct settings *s,
+                       struct err *err)
+{
+    json_t *bundle = NULL;
+    int code = EXIT_DONE;
+
+    if (cli_option(c, "--handler") || cli_option(c, "--file") ||
+        cli_option(c, "--event") || cli_option(c, "--last"))
+        return cli_usage("dry-run HANDLER --dead-letters [filters] [--limit N] "
+                         "[--on-disk]");
+    if (!cli_flag(c, "--on-disk"))
+        code = dry_run_running(c, &bundle);
+    else if (!(bundle = bundle_from_disk(s, c->words[0], err)))
+        code = EXIT_REFUSED;
+    if (code == EXIT_DONE)
+        code = dry_run_letters(c, s, bundle, err);
+    json_decref(bundle);
+    return code;
+}
+
 int cmd_dry_run(const struct cli *c)
 {
     struct config_source from = {
         .path = c->config, .sets = c->sets, .n_sets = c->n_sets};
-    json_t *events = NULL, *bundle = NULL;
     struct err err = {0};
     struct settings s;
     int code = EXIT_REFUSED;
 
     if (c->n_words != 1)
-        return cli_usage("dry-run HANDLER --file F | --event ID | --last N");
-    if (config_load(&s, &from, &err) &&
-        (bundle = bundle_from_disk(&s, c->words[0], &err)) &&
-        (events = find_events(c, &s, bundle, &err)))
-        code = run(c, &s, bundle, events, &err);
+        return cli_usage("dry-run HANDLER --file F | --event ID | --last N | "
+                         "--dead-letters [filters] [--limit N] [--on-disk]");
+    if (config_load(&s, &from, &err))
+        code = cli_flag(c, "--dead-letters") ? run_letters(c, &s, &err)
+                                             : run_events(c, &s, &err);
     if (err.msg[0])
         fprintf(stderr, "moontide: %s\n", err.msg);
-    json_decref(events);
-    json_decref(bundle);
     settings_fini(&s);
     return code;
 }

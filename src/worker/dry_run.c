@@ -7,6 +7,7 @@
 #include "base/buf.h"
 #include "base/mem.h"
 #include "worker/bundle.h"
+#include "worker/letter.h"
 #include "worker/unit.h"
 #include "worker/watchdog.h"
 
@@ -96,29 +97,36 @@ static void trial_end(struct trial *trial, struct runtime *rt)
 }
 
 /* Each event in a lane of its own: one that fails holds back no other. */
-static void offer(struct trial *trial, const char *text)
+static void give(struct trial *trial, const struct event_msg *m)
 {
-    struct event_msg m = {.source = SOURCE_OUTBOX,
-                          .form = BODY_NATIVE,
-                          .topic = SLICE_LIT("domain_events"),
-                          .partition = SLICE_LIT("0")};
     struct delivery_msg d = {.slot = (uint32_t)json_array_size(trial->runs),
                              .vm = 1,
                              .attempt = 1,
                              .flags = DELIVER_FRESH,
                              .lane = json_array_size(trial->runs) + 1};
     struct runtime *rt = unit_runtime(trial->unit);
+    struct record *record;
+
+    json_array_append_new(trial->runs, json_object());
+    record = record_take(rt);
+    record->m = *m;
+    unit_offer(trial->unit, record, &d);
+    record_put(rt, record);
+}
+
+/* A native envelope. */
+static void offer(struct trial *trial, const char *text)
+{
+    struct event_msg m = {.source = SOURCE_OUTBOX,
+                          .form = BODY_NATIVE,
+                          .topic = SLICE_LIT("domain_events"),
+                          .partition = SLICE_LIT("0")};
     size_t len = strlen(text);
     char *padded = xcalloc(1, len + MSG_PADDING);
-    struct record *record;
 
     memcpy(padded, text, len);
     m.body = (struct slice){padded, len};
-    json_array_append_new(trial->runs, json_object());
-    record = record_take(rt);
-    record->m = m;
-    unit_offer(trial->unit, record, &d);
-    record_put(rt, record);
+    give(trial, &m);
     free(padded);
 }
 
@@ -132,30 +140,67 @@ static void wait_for_all(struct trial *trial, struct runtime *rt)
     }
 }
 
-json_t *probe_dry_run(struct runtime *rt, json_t *bundle, const json_t *events,
-                      struct err *err)
+static void name_run(struct trial *trial, const char *name, json_t *value)
 {
-    struct trial trial;
-    json_t *event, *answer = NULL;
+    json_t *run = json_array_get(trial->runs, json_array_size(trial->runs) - 1);
+
+    json_object_set(run, name, value ? value : json_null());
+}
+
+static void run_events(struct trial *trial, struct runtime *rt,
+                       const json_t *events)
+{
+    json_t *event;
     size_t i;
 
-    if (!json_is_object(bundle) || !json_is_array(events)) {
-        err_set(err, ERR_PERMANENT, "dry_run needs a bundle and events");
+    json_array_foreach(events, i, event) {
+        char *text = json_dumps(event, JSON_COMPACT | JSON_ENCODE_ANY);
+
+        offer(trial, text);
+        name_run(trial, "event", json_object_get(event, "id"));
+        free(text);
+        wait_for_all(trial, rt);
+    }
+}
+
+static bool run_letters(struct trial *trial, struct runtime *rt,
+                        const json_t *letters, struct err *err)
+{
+    json_t *one;
+    size_t i;
+
+    json_array_foreach(letters, i, one) {
+        struct letter letter;
+
+        if (!letter_read(&letter, one, err))
+            return err_wrap(err, "letter %zu", i + 1);
+        give(trial, &letter.m);
+        name_run(trial, "event", json_object_get(one, "eventId"));
+        name_run(trial, "letter", json_object_get(one, "id"));
+        wait_for_all(trial, rt);
+        letter_fini(&letter);
+    }
+    return true;
+}
+
+json_t *probe_dry_run(struct runtime *rt, const json_t *request,
+                      struct err *err)
+{
+    json_t *bundle = json_object_get(request, "bundle"), *answer = NULL;
+    const json_t *events = json_object_get(request, "events");
+    const json_t *letters = json_object_get(request, "letters");
+    struct trial trial;
+
+    if (!json_is_object(bundle) ||
+        !(json_is_array(events) || json_is_array(letters))) {
+        err_set(err, ERR_PERMANENT,
+                "dry_run needs a bundle, and events or letters");
         return NULL;
     }
     if (trial_start(&trial, rt, bundle, err)) {
-        json_array_foreach(events, i, event) {
-            char *text = json_dumps(event, JSON_COMPACT | JSON_ENCODE_ANY);
-
-            offer(&trial, text);
-            json_object_set(json_array_get(trial.runs, i), "event",
-                            json_object_get(event, "id")
-                                ? json_object_get(event, "id")
-                                : json_null());
-            free(text);
-            wait_for_all(&trial, rt);
-        }
-        answer = json_pack("{s:O}", "runs", trial.runs);
+        run_events(&trial, rt, events);
+        if (run_letters(&trial, rt, letters, err))
+            answer = json_pack("{s:O}", "runs", trial.runs);
     }
     trial_end(&trial, rt);
     return answer;

@@ -263,8 +263,7 @@ static json_t *answer_to(struct runtime *rt, const json_t *request,
     }
     if (strcmp(op, "dry_run") == 0) {
         rt->mode = MODE_RECORD;
-        return probe_dry_run(rt, json_object_get(request, "bundle"),
-                             json_object_get(request, "events"), err);
+        return probe_dry_run(rt, request, err);
     }
     if (strcmp(op, "spec") == 0) {
         rt->mode = MODE_TEST;

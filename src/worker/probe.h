@@ -15,9 +15,10 @@ struct runtime;
 json_t *probe_bundle(struct runtime *rt, const json_t *request,
                      struct err *err) MUST_CHECK;
 
-/* Run a bundle over native envelopes, one after the other, without a host.
- * Gives { "runs": [{event, verdict, reason, class, code, effects}] }. */
-json_t *probe_dry_run(struct runtime *rt, json_t *bundle, const json_t *events,
+/* Run request.bundle over request.events (native envelopes) and then over
+ * request.letters (see letter.h), one after the other, without a host.
+ * Gives { "runs": [{event, letter, verdict, reason, class, code, effects}] }. */
+json_t *probe_dry_run(struct runtime *rt, const json_t *request,
                       struct err *err) MUST_CHECK;
 
 /* Run the spec beside a handler file. Gives { "results": […] }. */

@@ -203,3 +203,31 @@ def test_a_discard_has_a_reason_and_takes_filters(database, make_host):
     assert count(database, "event_dead_letters", "state = 'discarded' and note = 'known'") == 2
     assert count(database, "event_deliveries", "outcome = 'discarded'") == 2
     assert count(database, "event_dead_letters", "state = 'dead'") == 2
+
+
+def test_how_many_would_pass_with_the_version_that_runs(database, make_host):
+    """Requirement M2: one command; nothing is changed by it."""
+    host = bad_ones(database, make_host, 50)
+    conf = ("-c", str(host.conf))
+    asked = json.loads(cli(host, "dry-run", "h", "--dead-letters", "--json", *conf).stdout)
+    assert (asked["letters"], asked["passed"], asked["failed"]) == (50, 0, 50)
+    reload(host, BAD.replace('p.kind == "amount"', 'p.kind == "amount" and p.n > 40'), 2)
+    asked = json.loads(cli(host, "dry-run", "h", "--dead-letters", "--json", *conf).stdout)
+    assert (asked["letters"], asked["passed"]) == (50, 21)
+    amount, name = sorted(asked["groups"], key=lambda g: g["class"])
+    assert (amount["count"], amount["passed"], amount["failed"]) == (25, 21, 4)
+    assert len(amount["failures"]) == 4 and amount["failures"][0]["class"] == "bug"
+    assert name["passed"] == 0 and name["failures"][0]["reason"].startswith("dead: no name")
+    assert asked["version"] == host.ask("/v1/handlers/h").json()["version"]
+    table = cli(host, "dry-run", "h", "--dead-letters", "--class", "bug", *conf).stdout
+    assert "21 of 25 would pass" in table and "permanent" not in table
+    # A repair that is not live yet: from the disk, where the host could not take it.
+    (host.folder / "later").mkdir()
+    (host.folder / "later" / "h.lua").write_text(GOOD)
+    asked = json.loads(cli(host, "dry-run", "h", "--dead-letters", "--on-disk", "--json", *conf,
+                           "--set", f"handlers.path={host.folder / 'later'}").stdout)
+    assert asked["passed"] == 50
+    gone = host.cli("dry-run", "h", "--dead-letters", *conf, "--url", "http://127.0.0.1:1",
+                    check=False)
+    assert gone.returncode == 3
+    assert count(database, "event_dead_letters", "state = 'dead' and redrives = 0") == 50

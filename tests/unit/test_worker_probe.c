@@ -374,9 +374,9 @@ static void test_a_file_cannot_grant_itself(void **state)
 static void test_dry_run(void **state)
 {
     struct reading r;
-    json_t *events =
-        json_loads("[{\"id\":\"1\",\"eventType\":\"a\",\"payload\":"
-                   "{\"n\":1}},{\"id\":\"2\",\"payload\":{}}]",
+    json_t *request =
+        json_loads("{\"events\":[{\"id\":\"1\",\"eventType\":\"a\","
+                   "\"payload\":{\"n\":1}},{\"id\":\"2\",\"payload\":{}}]}",
                    0, NULL);
     json_t *answer, *runs;
 
@@ -392,7 +392,8 @@ static void test_dry_run(void **state)
                  "return ctx.skip(ctx.mode .. res.status) end }",
                  "{}");
     r.rt.mode = MODE_RECORD;
-    answer = probe_dry_run(&r.rt, r.bundle, events, &r.err);
+    json_object_set(request, "bundle", r.bundle);
+    answer = probe_dry_run(&r.rt, request, &r.err);
     runs = json_object_get(answer, "runs");
     assert_string_equal(
         json_string_value(json_object_get(json_array_get(runs, 0), "reason")),
@@ -407,7 +408,50 @@ static void test_dry_run(void **state)
         json_string_value(json_object_get(json_array_get(runs, 1), "reason")),
         "no n");
     json_decref(answer);
-    json_decref(events);
+    json_decref(request);
+    reading_fini(&r);
+}
+
+/* A dead letter is the event it was: its form, its facts, its bytes. */
+static void test_dry_run_of_letters(void **state)
+{
+    struct reading r;
+    json_t *request = json_loads(
+        "{\"letters\":[{\"id\":7,\"eventId\":\"e\",\"format\":\"payload\","
+        "\"source\":\"kafka\",\"partition\":\"orders/3\",\"place\":9,"
+        "\"facts\":{\"id\":\"e\",\"type\":\"a\",\"metadata\":"
+        "\"{\\\"actorId\\\":\\\"me\\\"}\"},\"bodyHex\":\"7b226e223a317d\"},"
+        "{\"id\":8,\"format\":\"binary\",\"facts\":{},\"bodyHex\":\"ff00\"}]}",
+        0, NULL);
+    json_t *answer, *runs;
+
+    (void)state;
+    read_handler(&r,
+                 "return { subscribes = 'a', handle = function(event, ctx) "
+                 "if #event.raw == 2 then error('two bytes', 0) end "
+                 "return ctx.skip(table.concat({ event.type, event.payload.n, "
+                 "event.metadata.actorId, event.source.topic, "
+                 "event.source.offset }, ' ')) end }",
+                 "{}");
+    r.rt.mode = MODE_RECORD;
+    json_object_set(request, "bundle", r.bundle);
+    answer = probe_dry_run(&r.rt, request, &r.err);
+    runs = json_object_get(answer, "runs");
+    assert_string_equal(
+        json_string_value(json_object_get(json_array_get(runs, 0), "reason")),
+        "a 1 me orders 9");
+    assert_int_equal(
+        json_integer_value(json_object_get(json_array_get(runs, 0), "letter")),
+        7);
+    assert_string_equal(
+        json_string_value(json_object_get(json_array_get(runs, 1), "reason")),
+        "two bytes");
+    json_decref(answer);
+    json_object_set_new(json_array_get(json_object_get(request, "letters"), 1),
+                        "bodyHex", json_string("zz"));
+    assert_null(probe_dry_run(&r.rt, request, &r.err));
+    assert_string_equal(r.err.msg, "letter 2: bodyHex is no hexadecimal");
+    json_decref(request);
     reading_fini(&r);
 }
 
@@ -478,6 +522,7 @@ int main(void)
         cmocka_unit_test(test_allow_only_from_settings),
         cmocka_unit_test(test_a_file_cannot_grant_itself),
         cmocka_unit_test(test_dry_run),
+        cmocka_unit_test(test_dry_run_of_letters),
         cmocka_unit_test(test_spec),
     };
 
