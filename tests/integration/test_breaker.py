@@ -1,6 +1,8 @@
 """A destination that fails is left alone for a while, visibly."""
 
 import json
+import os
+import signal
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -88,3 +90,22 @@ def test_a_failing_destination_is_left_alone_until_it_is_well(database, make_hos
     assert "openBreakers" not in host.ask("/v1/handlers/hook").json()
     lines = [line["message"] for line in host.log_lines() if line["message"].startswith("breaker")]
     assert lines[0].startswith("breaker open") and lines[-1] == "breaker closed"
+
+
+def test_a_worker_that_is_gone_takes_its_breakers_along(database, make_host, moody):
+    """What a process knew is not held against its successor, and nobody shows it any more."""
+    host = make_host(settings={"database": {"url": database.url}, "outbox": {"interval": "50ms"},
+                               "workers": {"count": 1},
+                               "handlers": {"hook": {"breaker": {"calls": 4, "open": "10m"}}}},
+                     handlers={"hook": CALLS_OUT % (moody.url, moody.url)})
+    for n in range(10):
+        database.publish("Told", "Thing", f"00000000-0000-4000-8000-{n:012d}", {"n": n})
+    host.start()
+    host.wait(lambda: host.metric("moontide_breaker_open", handler="hook") == 1, 30, "open")
+    moody.status = 200
+    for pid in host.worker_pids():
+        os.kill(pid, signal.SIGKILL)
+    host.wait(lambda: host.log_lines("breaker closed"), 20, "it is closed")
+    assert host.metric("moontide_breaker_open", handler="hook") == 0
+    database.publish("Told", "Thing", "00000000-0000-4000-8000-000000000077", {"n": 77})
+    host.wait(lambda: 77 in moody.taken, 20, "the next one is asked for")
