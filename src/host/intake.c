@@ -273,8 +273,9 @@ bool intake_start(struct intake *in, struct err *err)
     if (!start_kafka(in, err) || !start_outbox(in, err))
         return false;
     if (in->host->db)
-        in->redrive =
-            redrive_source_new(in->host->loop, in->host->db, &in->sink);
+        in->redrive = redrive_source_new(in->host->loop, in->host->db,
+                                         &in->sink, in->host->node,
+                                         in->host->settings.database_lease);
     return true;
 }
 

@@ -12,6 +12,7 @@
 #include "stores/tries.h"
 
 #include <ev.h>
+#include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -48,6 +49,8 @@ struct pace {
 struct redrive_source {
     struct ev_loop *loop;
     struct pg_pool *pool;
+    char *node;
+    int64_t lease_ms, read_us; /* the second: when it last was renewed */
     struct source_sink sink;
     struct partition *p;
     struct tries tries;
@@ -63,10 +66,26 @@ struct redrive_source {
     struct stopping stopping;
 };
 
+/* First the leases are taken or renewed, of all handlers with letters to redrive
+ * but those that are not here; `names` walks the index from one to the next. */
 static const char read_sql[] =
-    "SELECT id, handler, format, facts::text, body, key, attempts"
+    "WITH RECURSIVE names AS (SELECT min(handler) AS handler"
+    " FROM event_dead_letters WHERE state = 'redriving' UNION ALL"
+    " SELECT (SELECT min(d.handler) FROM event_dead_letters AS d"
+    " WHERE d.state = 'redriving' AND d.handler > names.handler) FROM names"
+    " WHERE names.handler IS NOT NULL),"
+    " mine AS (INSERT INTO event_redrive_leases AS l (handler, owner,"
+    " expires_at) SELECT handler, $4, clock_timestamp() + make_interval(secs =>"
+    " $5::float8 / 1000) FROM names WHERE handler IS NOT NULL AND"
+    " handler <> ALL ($6::text[])"
+    " ORDER BY handler ON CONFLICT (handler) DO UPDATE SET"
+    " owner = excluded.owner, expires_at = excluded.expires_at"
+    " WHERE l.owner = excluded.owner OR l.expires_at < clock_timestamp()"
+    " RETURNING handler)"
+    " SELECT id, handler, format, facts::text, body, key, attempts"
     ", (extract(epoch FROM redrive_every) * 1000000)::bigint"
     " FROM event_dead_letters WHERE state = 'redriving'"
+    " AND handler IN (SELECT handler FROM mine)"
     " AND id <> ALL ($1::bigint[]) AND handler <> ALL ($2::text[])"
     " ORDER BY source, partition, place, id LIMIT $3::int";
 
@@ -78,6 +97,10 @@ static const char settle_sql[] =
     " source, partition, place, $2, $3, handler_version, attempts FROM w"
     " ON CONFLICT (handler, event_id) DO UPDATE SET outcome = excluded.outcome,"
     " reason = excluded.reason, at = now()";
+
+static const char release_sql[] =
+    "DELETE FROM event_redrive_leases WHERE owner = $1"
+    " AND ($2::text IS NULL OR handler = $2)";
 
 static void look(struct redrive_source *s);
 
@@ -212,7 +235,22 @@ static void fill_facts(struct event *event, const json_t *facts)
     }
 }
 
-/* A handler that took nothing of what was offered to it. */
+static void on_released(UNUSED void *arg, UNUSED const struct pg_result *res,
+                        UNUSED const struct err *err)
+{
+}
+
+/* Of one handler, or of all (NULL): so that another host need not wait until
+ * they expire. Nobody waits for this; they do expire. */
+static void release_leases(struct redrive_source *s, const char *handler)
+{
+    struct pg_param params[] = {{.value = s->node}, {.value = handler}};
+
+    pg_pool_query(s->pool, release_sql, 2, params, on_released, NULL);
+}
+
+/* A handler that took nothing of what was offered to it. Another host may have
+ * it. */
 static void note_absent(struct redrive_source *s, const char *handler)
 {
     const json_t *known;
@@ -224,6 +262,7 @@ static void note_absent(struct redrive_source *s, const char *handler)
     if (json_array_size(s->absent) == 0)
         s->absent_until_us = clock_mono_us() + ABSENT_S * 1000000;
     json_array_append_new(s->absent, json_string(handler));
+    release_leases(s, handler);
 }
 
 /* false: nobody took it. */
@@ -282,44 +321,56 @@ static void on_rows(void *arg, const struct pg_result *res,
         look_in(s, s->is_paced ? PACE_US / 1e6 : LOOK_S);
 }
 
-/* Letters under way, and handlers that are not here, are left out. */
-static void read_letters(struct redrive_source *s)
+/* Letters under way, and handlers that are not here or wait, are left out;
+ * `most` may be 0, for the leases alone: what runs must not run elsewhere. */
+static void read_letters(struct redrive_source *s, int most)
 {
-    struct buf ids = {0}, absent = {0};
-    struct pg_param params[3] = {0};
-    char limit[16];
+    struct buf ids = {0}, absent = {0}, waiting = {0};
+    char limit[16], lease[24];
     const json_t *name;
     size_t i;
 
-    if (clock_mono_us() > s->absent_until_us)
+    s->read_us = clock_mono_us();
+    if (s->read_us > s->absent_until_us)
         json_array_clear(s->absent);
     array_begin(&ids);
     list_foreach(item, &s->letters)
         array_add_number(&ids, CONTAINER_OF(item, struct letter, link)->id);
     array_end(&ids);
     array_begin(&absent);
-    json_array_foreach(s->absent, i, name)
+    array_begin(&waiting);
+    json_array_foreach(s->absent, i, name) {
         array_add(&absent, json_string_value(name));
-    s->is_paced = add_waiting(s, &absent);
+        array_add(&waiting, json_string_value(name));
+    }
+    s->is_paced = add_waiting(s, &waiting);
     array_end(&absent);
-    params[0].value = buf_text(&ids);
-    params[1].value = buf_text(&absent);
-    snprintf(limit, sizeof(limit), "%d", LIMIT);
-    params[2].value = limit;
-    s->request = pg_pool_query(s->pool, read_sql, 3, params, on_rows, s);
+    array_end(&waiting);
+    snprintf(limit, sizeof(limit), "%d", most);
+    snprintf(lease, sizeof(lease), "%" PRId64, s->lease_ms);
+    struct pg_param params[] = {
+        {.value = buf_text(&ids)}, {.value = buf_text(&waiting)},
+        {.value = limit},          {.value = s->node},
+        {.value = lease},          {.value = buf_text(&absent)},
+    };
+
+    s->request = pg_pool_query(s->pool, read_sql, 6, params, on_rows, s);
     buf_fini(&ids);
     buf_fini(&absent);
+    buf_fini(&waiting);
 }
 
 static void look(struct redrive_source *s)
 {
-    if (s->request || !s->is_started || s->stopping.is_asked)
+    bool is_full = s->is_paused || s->stopping.is_asked || s->open >= OPEN_MAX;
+
+    if (s->request || !s->is_started || !s->p)
         return;
-    if (s->is_paused || s->open >= OPEN_MAX) {
+    if (is_full && clock_mono_us() - s->read_us < (int64_t)(LOOK_S * 1e6)) {
         look_in(s, s->is_paused ? LOOK_S : MORE_S);
         return;
     }
-    read_letters(s);
+    read_letters(s, is_full ? 0 : LIMIT);
 }
 
 /* --- the seam -------------------------------------------------------------- */
@@ -383,6 +434,7 @@ static void closed(struct partition *p)
     struct redrive_source *s = p->place;
 
     s->p = NULL;
+    release_leases(s, NULL);
     stopping_tell(&s->stopping);
 }
 
@@ -405,13 +457,16 @@ static const struct source_ops ops = {
 
 struct redrive_source *redrive_source_new(struct ev_loop *loop,
                                           struct pg_pool *pool,
-                                          const struct source_sink *sink)
+                                          const struct source_sink *sink,
+                                          const char *node, int64_t lease_ms)
 {
     struct redrive_source *s = xcalloc(1, sizeof(*s));
 
     s->loop = loop;
     s->pool = pool;
     s->sink = *sink;
+    s->node = xstrdup(node);
+    s->lease_ms = lease_ms;
     s->absent = json_array();
     list_init(&s->letters);
     list_init(&s->paces);
@@ -447,5 +502,6 @@ void redrive_source_free(struct redrive_source *s)
     list_foreach_safe(item, &s->paces)
         pace_free(CONTAINER_OF(item, struct pace, link));
     json_decref(s->absent);
+    free(s->node);
     free(s);
 }

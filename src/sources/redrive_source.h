@@ -4,6 +4,10 @@
  * handler only. How one ends is written to its row: redriven, dead again (by
  * the dead-letter store), or discarded when it was skipped.
  *
+ * Of each handler's letters the host that has the lease gives out; it renews it
+ * as long as there are any. A host that ends gives it back, and one that is gone
+ * is missed after the lease's time (`lease_ms`; `node` names this one).
+ *
  * Its one partition is "0"; a place is the id of a row, and no position is
  * kept: what is not settled is still in state `redriving`.
  */
@@ -18,7 +22,8 @@ struct redrive_source;
 
 struct redrive_source *redrive_source_new(struct ev_loop *loop,
                                           struct pg_pool *pool,
-                                          const struct source_sink *sink);
+                                          const struct source_sink *sink,
+                                          const char *node, int64_t lease_ms);
 
 /* Close the partition; `done` comes when it is closed. */
 void redrive_source_stop(struct redrive_source *s, void (*done)(void *arg),

@@ -30,9 +30,9 @@ def on_outbox(database, **more):
     return {"database": {"url": database.url}, "outbox": {"interval": "50ms"}, **more}
 
 
-def bad_ones(database, make_host, n, handler=BAD, **more):
+def bad_ones(database, make_host, n, handler=BAD, settings=None):
     """A host with n dead letters, of two kinds by turns."""
-    host = make_host(settings=on_outbox(database, **more), handlers={"h": handler}).start()
+    host = make_host(settings=settings or on_outbox(database), handlers={"h": handler}).start()
     for i in range(n):
         database.publish("Bad", "Thing", KEY, {"kind": ("amount", "name")[i % 2], "n": i})
     wait_count(host, database, n, "event_dead_letters")
@@ -47,6 +47,11 @@ def reload(host, text, times):
     host.handler("h", text)
     host.wait(lambda: host.metric("moontide_reloads_total", handler="h", result="loaded") >= times
               or len(host.log_lines("handler loaded")) >= times, 20, "the new version")
+
+
+def runs_slow(host):
+    """Is the version that sleeps the one that runs?"""
+    return "sleep" in json.dumps(host.ask("/v1/handlers/h/bundle").json())
 
 
 def test_equal_failures_are_one_group(database, make_host):
@@ -117,6 +122,44 @@ def test_a_redrive_keeps_its_rate_and_the_order(database, make_host):
     assert time.monotonic() - started >= (40 - 2) / 20 - 0.1
     order = [line["n"] for line in host.log_lines("again")]
     assert [int(n) for n in order] == list(range(40))
+
+
+def test_of_two_hosts_one_redrives_and_the_other_goes_on_when_it_is_gone(database, make_host):
+    """Nothing runs twice because there are two; a host that is killed is missed after a lease."""
+    first = bad_ones(database, make_host, 40, settings={
+        "database": {"url": database.url, "lease": "2s"}, "outbox": {"interval": "50ms"}})
+    second = make_host(settings=first.settings).start()
+    slow = GOOD.replace("function()", "function(event, ctx) require('moontide.timer').sleep('50ms')"
+                                      " ctx.log.info('again', { n = event.payload.n })")
+    first.handler("h", slow)
+    hosts = (first, second)
+    for host in hosts:
+        host.wait(lambda host=host: runs_slow(host), 20, "the slow version")
+    cli(first, "dead-letters", "redrive", "--all")
+    first.wait(lambda: count(database, "event_dead_letters", "state = 'redriven'") >= 5, 20, "some")
+    one, other = hosts if first.log_lines("again") else hosts[::-1]
+    assert not other.log_lines("again")
+    done = [int(line["n"]) for line in one.log_lines("again")]
+    assert done == list(range(len(done)))
+    one.kill()
+    other.wait(lambda: count(database, "event_dead_letters", "state = 'redriven'") == 40, 30, "all")
+    rest = [int(line["n"]) for line in other.log_lines("again")]
+    before = [int(line["n"]) for line in one.log_lines("again")]
+    assert rest == list(range(rest[0], 40)) and rest[0] <= len(before) + 1
+    assert len(before) - rest[0] <= 2  # what was under way when it was killed
+
+
+def test_a_host_without_the_handler_leaves_its_letters_to_another(database, make_host):
+    first = bad_ones(database, make_host, 5)
+    first.stop()
+    bare = make_host(settings=on_outbox(database)).start()
+    cli(bare, "dead-letters", "redrive", "--all")
+    bare.wait(lambda: count(database, "event_redrive_leases") == 0
+              and count(database, "event_dead_letters", "state = 'redriving'") == 5, 20, "left")
+    full = make_host(settings=on_outbox(database), handlers={"h": GOOD}).start()
+    full.wait(lambda: count(database, "event_dead_letters", "state = 'redriven'") == 5, 20, "all")
+    assert full.stop() == 0
+    assert count(database, "event_redrive_leases", f"owner like '%/{full.process.pid}'") == 0
 
 
 def test_an_edit_leaves_a_trail_and_never_loses_the_original(database, make_host):
