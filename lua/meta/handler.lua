@@ -13,7 +13,7 @@ error("lua/meta describes the API for editors: it is not for require")
 ---@field breaker? false|moontide.Breaker when to leave a destination alone that fails too often
 ---@field rate? string|moontide.Rate deliveries per time on this host: "100/s", "30/m", "5/h"
 ---@field timeout? moontide.Duration wall time of a delivery with its waits, default "30s"
----@field on_dead? "continue" what the lane does after a dead letter
+---@field on_dead? "continue"|"park"|"stop" what the lane, or the handler, does after a dead letter
 ---@field transaction? boolean run in ctx.tx, exactly once
 ---@field batch? { max: integer, wait?: moontide.Duration } for handle_batch
 ---@field allow? moontide.Allow

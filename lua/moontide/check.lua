@@ -243,13 +243,8 @@ end
 
 function FIELDS.timeout(self, value) return self:duration("timeout", value, 1), "timeout_ms" end
 
--- The contract knows two more, this version does not keep them.
 function FIELDS.on_dead(self, value)
-  self:choice("on_dead", value, "continue", "park", "stop")
-  if value ~= "continue" then
-    self:fail("on_dead", '"%s" is not offered by this version: only "continue" is', value)
-  end
-  return value
+  return self:choice("on_dead", value, "continue", "park", "stop")
 end
 
 function FIELDS.transaction(self, value) return self:boolean("transaction", value) end

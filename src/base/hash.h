@@ -1,5 +1,6 @@
-/* A fast 64-bit hash for lanes and tables inside one process. Not stable over
- * versions and not against attackers; digest.h has the other kind. */
+/* A fast 64-bit hash for lanes and tables; not against attackers: digest.h has
+ * the other kind. It has no seed and must stay what it is: parked deliveries
+ * are stored with their lane. */
 #ifndef MT_BASE_HASH_H
 #define MT_BASE_HASH_H
 

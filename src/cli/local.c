@@ -66,9 +66,16 @@ static json_t *probe_handler(const struct settings *s, const char *name,
 static bool handler_fits(const struct settings *s, const json_t *decl,
                          const char *name, struct err *err)
 {
+    const char *on_dead;
+
     if (json_is_true(json_object_get(decl, "transaction")) && !*s->database_url)
         return err_set(err, ERR_PERMANENT,
                        "%s/%s.lua: transaction = true needs database.url",
+                       s->handlers_path, name);
+    on_dead = json_string_value(json_object_get(decl, "on_dead"));
+    if (on_dead && strcmp(on_dead, "park") == 0 && !*s->database_url)
+        return err_set(err, ERR_PERMANENT,
+                       "%s/%s.lua: on_dead = \"park\" needs database.url",
                        s->handlers_path, name);
     return true;
 }

@@ -127,6 +127,11 @@ void cursor_took(struct cursor *c, struct delivery *d)
     int64_t place = d->event->place;
     struct list *before = &c->unsettled;
 
+    c->taken++;
+    if (d->event->parked_id) { /* the position has passed it */
+        list_append(&d->event->partition->parked, &d->in_cursor);
+        return;
+    }
     while (
         before->prev != &c->unsettled &&
         CONTAINER_OF(before->prev, struct delivery, in_cursor)->event->place >
@@ -134,7 +139,6 @@ void cursor_took(struct cursor *c, struct delivery *d)
         before = before->prev;
     list_insert(before, &d->in_cursor);
     c->len++;
-    c->taken++;
     if (place < c->from.next && c->from.gaps.len)
         ranges_remove(&c->from.gaps, place, place);
 }
@@ -142,6 +146,8 @@ void cursor_took(struct cursor *c, struct delivery *d)
 void cursor_forgets(struct cursor *c, struct delivery *d)
 {
     list_remove(&d->in_cursor);
+    if (d->event->parked_id)
+        return;
     c->len--;
     c->dropped -= d->is_dropped;
 }
@@ -152,6 +158,8 @@ void cursor_settled(struct delivery *d)
     struct cursor *c = &ev->partition->cursors[d->handler->index];
     struct slice id = ev->facts[FACT_ID];
 
+    if (ev->parked_id)
+        return;
     if (ev->place < c->from.next && c->from.gaps.len)
         ranges_remove(&c->from.gaps, ev->place, ev->place);
     c->last_event_us = ev->occurred_us;
@@ -353,6 +361,8 @@ void cursor_leave(struct pipeline *pl, struct partition *p, struct cursor *c,
         keep_the_oldest(pl, c, keep);
     else
         keep_nothing(pl, c);
+    if (mode != CURSOR_BEHIND || keep == 0)
+        parked_leave(pl, p, p->pipeline->handlers[c - p->cursors]);
     ranges_cut(&c->from.gaps, c->from.next);
 }
 

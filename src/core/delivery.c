@@ -17,6 +17,13 @@ const char *delivery_state_name(enum delivery_state state)
     return names[state];
 }
 
+const char *park_reason_name(enum park_reason reason)
+{
+    static const char *const reasons[] = {"retry", "behind", "held"};
+
+    return reasons[reason];
+}
+
 /* Which states may follow, one bit each. */
 static const unsigned follows[DELIVERY_STATE_COUNT] = {
     [DELIVERY_WAITING] = 1u << DELIVERY_INFLIGHT | 1u << DELIVERY_STORING |

@@ -26,6 +26,16 @@ enum delivery_state {
         DELIVERY_STATE_COUNT,
 };
 
+/* Why a delivery waits in durable storage. */
+enum park_reason {
+    PARK_RETRY, /* its next attempt is far away */
+    PARK_BEHIND, /* an earlier one of its lane is parked, or dead and waited for */
+    PARK_HELD, /* a flag keeps it */
+};
+#define PARK_REASONS 3
+
+const char *park_reason_name(enum park_reason reason);
+
 #define FAILURES_MAX 20 /* attempts remembered in a dead letter's history */
 
 struct failure {
@@ -67,6 +77,8 @@ struct delivery {
                             whatever comes back settles nothing */
     bool is_aside;       /* its handler is not attached: see window.c */
     uint8_t settling;    /* STORING: the enum verdict to settle with */
+    bool is_letter;      /* STORING: as a dead letter */
+    bool is_parking;     /* STORING: it goes into the parked queue */
 };
 
 /* Checks the transition and counts it in `counts`, per state. */

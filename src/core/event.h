@@ -18,6 +18,7 @@
 
 struct handler;
 struct partition;
+struct source_ops;
 
 struct event {
     struct partition *partition;
@@ -36,6 +37,12 @@ struct event {
     char *undecodable;
     /* Redrive: only this handler takes it; heap text, the event owns it. */
     char *only_handler;
+    /* Whoever made it: hears how it ended and takes it back. At first the
+     * partition's own. */
+    const struct source_ops *ops;
+    /* From the parked queue: its row (0: none) and the attempts it has had. */
+    int64_t parked_id;
+    int parked_attempts;
     /* Not NULL: read again for this handler, by ops->fetch(). */
     struct handler *reader;
 

@@ -1,5 +1,6 @@
 #include "core/flags.h"
 
+#include "base/hash.h"
 #include "base/mem.h"
 
 #include <stdlib.h>
@@ -22,7 +23,7 @@ void flags_fini(struct flags *f)
 }
 
 void flags_set(struct flags *f, const char *name, enum flag_origin origin,
-               bool is_on, enum when_off when_off)
+               int percent, enum when_off when_off)
 {
     struct flag *flag = find(f, name);
 
@@ -31,7 +32,8 @@ void flags_set(struct flags *f, const char *name, enum flag_origin origin,
         flag = &f->at[f->len++];
         *flag = (struct flag){.name = xstrdup(name)};
     }
-    flag->by[origin] = (struct flag_value){true, is_on, when_off};
+    flag->by[origin] =
+        (struct flag_value){true, percent > 0, when_off, percent};
 }
 
 void flags_clear(struct flags *f, enum flag_origin origin)
@@ -40,16 +42,21 @@ void flags_clear(struct flags *f, enum flag_origin origin)
         f->at[i].by[origin] = (struct flag_value){0};
 }
 
-/* Off wins: the first origin that says off. */
+static const struct flag_value everything = {false, true, OFF_HOLD, 100};
+
+/* Off wins: the origin that admits the fewest. */
 static struct flag_value get_all(const struct flag *flag,
                                  enum flag_origin *origin)
 {
+    struct flag_value found = everything;
+
     for (int o = 0; o < FLAG_ORIGINS; o++)
-        if (flag->by[o].is_set && !flag->by[o].is_on) {
+        if (flag->by[o].is_set && flag->by[o].percent < found.percent) {
             *origin = (enum flag_origin)o;
-            return flag->by[o];
+            found = flag->by[o];
         }
-    return (struct flag_value){true, true, OFF_HOLD};
+    found.is_set = true;
+    return found;
 }
 
 struct flag_value flags_get(const struct flags *f, const char *name,
@@ -69,7 +76,19 @@ struct flag_value flags_get(const struct flags *f, const char *name,
             *origin = order[i];
             return flag->by[order[i]];
         }
-    return (struct flag_value){false, true, OFF_HOLD};
+    return everything;
+}
+
+bool flag_admits(const struct flag_value *v, uint64_t key)
+{
+    if (v->percent >= 100 || v->percent <= 0)
+        return v->is_on;
+    return flag_bucket(key) < v->percent * 100;
+}
+
+int flag_bucket(uint64_t key)
+{
+    return (int)(hash_mix(key, 7) % 10000);
 }
 
 bool flag_name_is_known(const char *name)

@@ -1,9 +1,11 @@
 #include "core/handler.h"
 
+#include "base/hash.h"
 #include "base/mem.h"
 #include "core/pattern.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 void handler_spec_free(struct handler_spec *spec)
 {
@@ -35,6 +37,7 @@ static void open_series(struct handler *h, struct metrics *m)
     for (int i = 0; i < CLASS_COUNT; i++)
         h->errors[i] = metrics_get(m, M_HANDLER_ERRORS, h->name,
                                    class_name((enum error_class)i));
+    h->held = metrics_get(m, M_DELIVERIES, h->name, "held");
     h->duplicates = metrics_get(m, M_DUPLICATES, h->name);
     h->failures = metrics_get(m, M_DISPATCH_FAILURES, h->name);
     h->dead = metrics_get(m, M_DEAD_LETTER, h->name);
@@ -47,6 +50,7 @@ struct handler *handler_new(const char *name, struct metrics *metrics)
     struct handler *h = xcalloc(1, sizeof(*h));
 
     h->name = xstrdup(name);
+    h->hash = hash_bytes(name, strlen(name));
     list_init(&h->blocked);
     open_series(h, metrics);
     return h;

@@ -24,6 +24,13 @@ enum ordering { ORDER_KEY, ORDER_PARTITION, ORDER_NONE };
 #define HANDLER_INFLIGHT_MOST 3072
 #define HANDLER_INFLIGHT_COST (4 << 20)
 
+/* What a dead letter does to what follows it in its lane. */
+enum on_dead {
+    ON_DEAD_CONTINUE, /* nothing */
+    ON_DEAD_PARK,     /* that waits until the letter is redriven or discarded */
+    ON_DEAD_STOP,     /* the whole handler waits until somebody resumes it */
+};
+
 struct key_path {
     char *type; /* of the event; NULL: any */
     char *path; /* such as payload.phone */
@@ -39,7 +46,8 @@ struct handler_spec {
     int concurrency;
     struct retry_policy retry;
     struct rate rate; /* deliveries over time, on this host */
-    int batch_max;    /* 0: no batches */
+    enum on_dead on_dead;
+    int batch_max; /* 0: no batches */
     bool is_transactional;
     int64_t start; /* POSITION_EARLIEST, POSITION_LATEST ("now"), or µs */
 };
@@ -47,7 +55,8 @@ struct handler_spec {
 void handler_spec_free(struct handler_spec *spec);
 
 struct handler {
-    char *name; /* "": the one that takes what cannot be decoded */
+    uint64_t hash; /* of its name: part of a lane's identity */
+    char *name;    /* "": the one that takes what cannot be decoded */
     uint32_t index;
     struct handler_spec *spec; /* NULL: no version was ever loaded */
     uint32_t vm;               /* where new deliveries run; 0: they wait */
@@ -70,6 +79,7 @@ struct handler {
     struct series *attempts[VERDICT_COUNT]; /* NULL where it has no outcome */
     struct series *settled[VERDICT_COUNT];
     struct series *errors[CLASS_COUNT];
+    struct series *held;
     struct series *duplicates, *failures, *dead, *duration, *again;
 };
 

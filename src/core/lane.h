@@ -29,10 +29,14 @@ struct lane {
     struct list link;       /* in a ready or blocked list, else alone */
     struct delivery *head;  /* the first one that is not with the worker yet */
     uint32_t inflight;      /* with the worker */
-    uint32_t storing;       /* being stored: nothing may overtake them */
+    uint32_t storing;       /* being stored: nothing may overtake them, */
+    uint32_t letters;       /* dead letters among them */
     uint32_t worker, vm;    /* where they are, while inflight > 0 */
     uint32_t pins;          /* someone up the stack still looks at it */
     bool is_broken;         /* one failed: wait until all came back */
+    bool is_alone;          /* of one event without a key: nothing follows */
+    bool is_cut;            /* one from the parked queue went back there: so do
+                               those of it that follow */
 };
 
 struct lanes {

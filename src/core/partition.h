@@ -11,6 +11,7 @@
 #define MT_CORE_PARTITION_H
 
 #include "base/list.h"
+#include "core/lane_set.h"
 #include "core/source.h"
 
 struct handler;
@@ -38,12 +39,13 @@ struct partition {
     struct pipeline *pipeline;
     enum partition_state state;
     bool is_paused, is_lost;
-    char *trouble;         /* what an operator must decide; NULL: nothing */
-    uint32_t events;       /* taken, not settled by all */
-    uint32_t aside;        /* of those: by no handler that is attached */
-    uint32_t inflight;     /* deliveries with workers or being stored */
-    int64_t full_since_us; /* its window is full; 0: it is not */
-    uint64_t serial; /* unique in this process; part of a lane's identity */
+    char *trouble;          /* what an operator must decide; NULL: nothing */
+    uint32_t events;        /* taken, not settled by all */
+    uint32_t aside;         /* of those: by no handler that is attached */
+    uint32_t inflight;      /* deliveries with workers or being stored */
+    int64_t full_since_us;  /* its window is full; 0: it is not */
+    uint64_t hash;          /* of source and name: part of a lane's identity */
+    struct list parked;     /* deliveries that came from the parked queue */
     struct cursor *cursors; /* one a handler, by handler->index */
     size_t n_cursors;
     uint32_t n_behind;        /* cursors that are */
@@ -81,7 +83,10 @@ struct cursor {
     /* What it had when it was attached, or has now that it is not: everything
      * below next but the gaps. */
     struct position from;
-    struct list unsettled;  /* deliveries, in order of arrival */
+    struct list unsettled; /* deliveries, in order of places */
+    /* Lanes that something of waits in durable storage: what comes goes there,
+     * too. */
+    struct lane_set blocked;
     uint32_t len;           /* of them */
     uint32_t dropped;       /* of them: they settle nothing (is_dropped) */
     uint64_t taken;         /* deliveries, ever */

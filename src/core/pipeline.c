@@ -68,6 +68,13 @@ static void drop_stored(struct pipeline *pl, struct partition *p)
             p->inflight--;
             delivery_drop(pl, d);
         }
+    list_foreach_safe(link, &p->parked) {
+        struct delivery *d = CONTAINER_OF(link, struct delivery, in_cursor);
+
+        d->lane->storing--;
+        p->inflight--;
+        delivery_drop(pl, d);
+    }
 }
 
 void pipeline_free(struct pipeline *pl)
@@ -177,13 +184,10 @@ void pipeline_flags(struct pipeline *pl, const struct flags *flags, bool held)
 {
     pl->flags = flags;
     pl->is_held = held;
-    pl->has_skips = false;
-    for (size_t i = 0; flags && i < flags->len; i++) {
-        struct flag_value v = flags_get(flags, flags->at[i].name, NULL);
-
-        if (!v.is_on && v.when_off == OFF_SKIP)
-            pl->has_skips = true;
-    }
+    pl->has_partial_flags = false;
+    for (size_t i = 0; flags && i < flags->len; i++)
+        if (flags_get(flags, flags->at[i].name, NULL).percent < 100)
+            pl->has_partial_flags = true;
     if (!held)
         pipeline_pump_all(pl);
 }
@@ -197,6 +201,7 @@ struct event *pipeline_event_new(struct pipeline *pl, struct partition *p)
     memset(ev, 0, sizeof(*ev));
     list_init(&ev->deliveries);
     ev->partition = p;
+    ev->ops = p->ops;
     return ev;
 }
 
@@ -208,7 +213,7 @@ void event_done_with(struct pipeline *pl, struct event *ev)
         window_review(pl, ev);
         return;
     }
-    ev->partition->ops->release(ev);
+    ev->ops->release(ev);
     free(ev->undecodable);
     free(ev->only_handler);
     window_left(pl, ev);
@@ -236,13 +241,14 @@ static bool key_of_body(struct pipeline *pl, const struct event *ev,
 }
 
 /* The ordering key's hash; an event without an aggregate id keeps the order
- * of its record key, and without that none at all. */
+ * of its record key, and without that none at all (it is alone). */
 static uint64_t key_hash(struct pipeline *pl, const struct event *ev,
-                         const struct handler *h)
+                         const struct handler *h, bool *is_alone)
 {
     struct slice key = ev->facts[FACT_AGGREGATE_ID], found;
     const char *path;
 
+    *is_alone = h->spec->ordering == ORDER_NONE;
     switch (h->spec->ordering) {
     case ORDER_PARTITION: return 0;
     case ORDER_NONE: return hash_mix((uint64_t)ev->place, 1);
@@ -253,6 +259,7 @@ static uint64_t key_hash(struct pipeline *pl, const struct event *ev,
         key = found;
     if (!key.ptr)
         key = ev->key;
+    *is_alone = !key.ptr;
     if (!key.ptr)
         return hash_mix((uint64_t)ev->place, 1);
     return hash_bytes(key.ptr, key.len);
@@ -261,18 +268,22 @@ static uint64_t key_hash(struct pipeline *pl, const struct event *ev,
 static struct lane *lane_for(struct pipeline *pl, const struct event *ev,
                              struct handler *h)
 {
-    uint64_t key = h->spec ? key_hash(pl, ev, h) : 0;
-    uint64_t id = hash_mix(key, h->index + 1);
+    bool is_alone = false;
+    uint64_t key = h->spec ? key_hash(pl, ev, h, &is_alone) : 0;
+    uint64_t id = hash_mix(key, h->hash);
+    struct lane *lane;
 
     /* With a key of its own choice the handler wants exclusion over all
      * partitions; else a lane belongs to one. */
     if (!h->spec || h->spec->n_keys == 0)
-        id = hash_mix(id, ev->partition->serial);
-    return lanes_get(&pl->lanes, id, key, h);
+        id = hash_mix(id, ev->partition->hash);
+    lane = lanes_get(&pl->lanes, id, key, h);
+    lane->is_alone = is_alone;
+    return lane;
 }
 
-static struct delivery *delivery_new(struct pipeline *pl, struct event *ev,
-                                     struct handler *h)
+struct delivery *delivery_new(struct pipeline *pl, struct event *ev,
+                              struct handler *h)
 {
     struct delivery *d = pool_take(&pl->deliveries);
     struct cursor *c = &ev->partition->cursors[h->index];
@@ -284,7 +295,7 @@ static struct delivery *delivery_new(struct pipeline *pl, struct event *ev,
     d->lane = lane_for(pl, ev, h);
     d->state = DELIVERY_WAITING;
     pl->counts[DELIVERY_WAITING]++;
-    d->is_aside = c->mode != CURSOR_ATTACHED;
+    d->is_aside = c->mode != CURSOR_ATTACHED || ev->parked_id;
     ev->live += !d->is_aside;
     ev->pending++;
     list_append(&ev->deliveries, &d->of_event);
@@ -315,12 +326,14 @@ void lane_settle(struct pipeline *pl, struct lane *lane)
 {
     if (lane->pins > 0)
         return;
+    if ((lane->is_broken || !lane->head) && lane->inflight == 0)
+        lane_rewind(lane);
+    if (lane->inflight == 0 && lane->head)
+        parked_clear(pl, lane);
     if (list_is_empty(&lane->deliveries)) {
         lanes_drop(&pl->lanes, lane);
         return;
     }
-    if ((lane->is_broken || !lane->head) && lane->inflight == 0)
-        lane_rewind(lane);
     lane_wake(pl, lane);
 }
 
@@ -340,7 +353,7 @@ static void leave_lane(struct pipeline *pl, struct delivery *d)
     lane_settle(pl, lane);
 }
 
-static void forget(struct pipeline *pl, struct delivery *d)
+void delivery_forget(struct pipeline *pl, struct delivery *d)
 {
     struct event *ev = d->event;
 
@@ -363,11 +376,10 @@ void delivery_settle(struct pipeline *pl, struct delivery *d, enum verdict how)
         series_add(d->handler->settled[how], 1);
     if (how == VERDICT_DEAD)
         series_add(d->handler->dead, 1);
-    if (ev->partition->ops->settled)
-        ev->partition->ops->settled(ev, how,
-                                    d->failures ? d->failures->error : "");
+    if (ev->ops->settled)
+        ev->ops->settled(ev, how, d->failures ? d->failures->error : "");
     cursor_settled(d);
-    forget(pl, d);
+    delivery_forget(pl, d);
 }
 
 /* Its partition closes, or its handler leaves: the cursor has noted the place
@@ -376,12 +388,12 @@ void delivery_drop(struct pipeline *pl, struct delivery *d)
 {
     if (d->state == DELIVERY_BACKOFF)
         timers_remove(&pl->timers, d);
-    forget(pl, d);
+    delivery_forget(pl, d);
 }
 
-static void store(struct pipeline *pl, struct delivery *d, enum verdict how)
+/* Out of the way of what runs, until its outcome is in the store. */
+void delivery_store(struct pipeline *pl, struct delivery *d)
 {
-    d->settling = (uint8_t)how;
     delivery_set_state(d, DELIVERY_STORING, pl->counts);
     d->lane->storing++;
     d->event->partition->inflight++;
@@ -392,6 +404,14 @@ static void store(struct pipeline *pl, struct delivery *d, enum verdict how)
                             ? NULL
                             : CONTAINER_OF(next, struct delivery, in_lane);
     }
+}
+
+static void store(struct pipeline *pl, struct delivery *d, enum verdict how)
+{
+    d->settling = (uint8_t)how;
+    d->is_letter = how == VERDICT_DEAD;
+    d->lane->letters += d->is_letter;
+    delivery_store(pl, d);
     pl->ops->store(pl->ctx, d, how);
 }
 
@@ -401,48 +421,30 @@ void pipeline_stored(struct pipeline *pl, struct delivery *d)
 
     CHECK(d->state == DELIVERY_STORING);
     d->lane->storing--;
+    d->lane->letters -= d->is_letter;
     p->inflight--;
+    if (d->settling == VERDICT_DEAD && d->handler->spec &&
+        d->handler->spec->on_dead == ON_DEAD_STOP)
+        pl->ops->stopped(pl->ctx, d->handler, d);
     delivery_settle(pl, d, (enum verdict)d->settling);
     partition_may_be_quiet(pl, p);
 }
 
-/* Is an off flag of this event's aggregate or of the handler a skip? */
-static bool is_skipped(const struct pipeline *pl, const struct event *ev,
-                       const struct handler *h, const char **why)
-{
-    struct slice type = ev->facts[FACT_AGGREGATE_TYPE];
-    struct flag_value v;
-    char name[300];
-
-    if (!pl->has_skips)
-        return false;
-    *why = "flag " FLAG_ALL;
-    v = flags_get(pl->flags, FLAG_ALL, NULL);
-    if (!v.is_on && v.when_off == OFF_SKIP)
-        return true;
-    *why = "flag handler";
-    snprintf(name, sizeof(name), "handler:%s", h->name);
-    v = flags_get(pl->flags, name, NULL);
-    if (!v.is_on && v.when_off == OFF_SKIP)
-        return true;
-    *why = "flag aggregate";
-    snprintf(name, sizeof(name), "aggregate:%.*s", (int)type.len,
-             type.ptr ? type.ptr : "");
-    v = flags_get(pl->flags, name, NULL);
-    return !v.is_on && v.when_off == OFF_SKIP;
-}
-
 static void deliver(struct pipeline *pl, struct event *ev, struct handler *h)
 {
+    char flag[FLAG_NAME_SIZE], *why;
     struct delivery *d;
-    const char *why;
 
     if (!cursor_accepts(ev->partition, h, ev))
         return;
     d = delivery_new(pl, ev, h);
-    if (is_skipped(pl, ev, h, &why)) {
+    if (parked_instead(pl, d))
+        return;
+    if (flags_say(pl, d, flag) == PART_SKIP) {
+        why = xasprintf("flag %s", flag);
         delivery_failed(d, CLASS_TRANSIENT, (struct slice){0}, slice_of(why),
                         (struct slice){0}, pl->wall_us);
+        free(why);
         series_add(h->attempts[VERDICT_SKIP], 1);
         store(pl, d, VERDICT_SKIP);
         return;
@@ -547,9 +549,26 @@ void delivery_wait(struct pipeline *pl, struct delivery *d, int64_t delay_ms)
     timers_put(&pl->timers, d);
 }
 
+/* A letter that is waited for keeps its lane. */
 static void give_up(struct pipeline *pl, struct delivery *d)
 {
+    if (d->handler->spec->on_dead == ON_DEAD_PARK && !d->lane->is_alone &&
+        !d->event->only_handler) {
+        pipeline_block(d->event->partition, d->handler, d->lane->id);
+        d->lane->is_cut |= d->event->parked_id != 0;
+    }
     store(pl, d, VERDICT_DEAD);
+}
+
+/* On in its lane at a later time, or, when that is far away, in the store. */
+static void go_on_later(struct pipeline *pl, struct delivery *d,
+                        int64_t delay_ms)
+{
+    if (pl->config.park_after_ms > 0 && delay_ms >= pl->config.park_after_ms &&
+        !d->is_suspect && !d->event->only_handler)
+        park(pl, d, PARK_RETRY, delay_ms, "");
+    else
+        delivery_wait(pl, d, delay_ms);
 }
 
 /* A failed attempt: another one later, or a dead letter. */
@@ -572,7 +591,7 @@ void attempt_failed(struct pipeline *pl, struct delivery *d,
     if (delay < 0)
         delay = backoff_ms(policy, d->attempt, random_u64());
     d->attempt++;
-    delivery_wait(pl, d, delay);
+    go_on_later(pl, d, delay);
 }
 
 /* Two transactions were in each other's way, and the database gave up on this
@@ -629,7 +648,7 @@ static void apply(struct pipeline *pl, struct delivery *d,
     case VERDICT_RETRY:
     case VERDICT_DEAD: attempt_failed(pl, d, v); return;
     case VERDICT_SNOOZE:
-        delivery_wait(pl, d, v->after_ms < 0 ? SNOOZE_MS : v->after_ms);
+        go_on_later(pl, d, v->after_ms < 0 ? SNOOZE_MS : v->after_ms);
         return;
     case VERDICT_AGAIN: run_again(pl, d, v); return;
     case VERDICT_BACK:
@@ -653,7 +672,7 @@ static void apply_dropped(struct pipeline *pl, struct delivery *d,
     if (v->verdict == VERDICT_ACK)
         delivery_settle(pl, d, VERDICT_ACK);
     else
-        forget(pl, d);
+        delivery_forget(pl, d);
 }
 
 void pipeline_verdict(struct pipeline *pl, unsigned worker,

@@ -30,6 +30,13 @@ struct pipeline_ops {
     /* Store a dead letter, or a skip (how says which), then call
      * pipeline_stored(). The delivery is borrowed until then. */
     void (*store)(void *ctx, struct delivery *d, enum verdict how);
+    /* Keep it for later in durable storage, with what it needs to go on, then
+     * call pipeline_parked(); in the order of the calls. A PARK_RETRY goes on
+     * after `delay_ms`, a PARK_HELD when `flag` lets it. */
+    void (*park)(void *ctx, struct delivery *d, enum park_reason reason,
+                 int64_t delay_ms, const char *flag);
+    /* A dead letter of a handler that then stops (on_dead). Hold it. */
+    void (*stopped)(void *ctx, struct handler *h, const struct delivery *d);
     /* Nothing of the partition runs any more after pipeline_quiet(). */
     void (*quiet)(void *ctx, struct partition *p);
     /* A worker found that the position row has another owner. */
@@ -50,6 +57,7 @@ struct pipeline_config {
     size_t event_bytes;     /* facts and body: what op send() can take */
     unsigned n_workers;     /* 1…64; the spare one has this number */
     int64_t quarantine_us;  /* how long after a crash a handler stays there */
+    int64_t park_after_ms;  /* longer waits go to op park(); 0: none does */
 };
 
 struct pipeline *pipeline_new(const struct pipeline_config *config,
@@ -137,6 +145,22 @@ void pipeline_advance(struct partition *p, int64_t next);
 /* The answer to ops->fetch(): see source_sink. */
 void pipeline_fetched(struct partition *p, int64_t next);
 void pipeline_stored(struct pipeline *pl, struct delivery *d);
+
+/* --- the parked queue -------------------------------------------------------- */
+
+void pipeline_parked(struct pipeline *pl, struct delivery *d);
+/* A parked delivery's turn: `ev` with its partition, ops, parked_id and
+ * parked_attempts. It goes back (ops->release) where it is not wanted now. */
+void pipeline_offer_parked(struct pipeline *pl, struct event *ev,
+                           struct handler *h);
+/* Something of this lane (a lane's id) is parked, or nothing is any more. */
+void pipeline_block(struct partition *p, const struct handler *h,
+                    uint64_t lane);
+void pipeline_unblock(struct partition *p, const struct handler *h,
+                      uint64_t lane);
+/* What the lane of a delivery is called in storage; false: it is alone, nothing
+ * follows it. */
+bool pipeline_lane(const struct delivery *d, uint64_t *lane);
 
 /* --- workers --------------------------------------------------------------- */
 

@@ -25,7 +25,8 @@ struct pipeline {
     void *ctx;
     struct metrics *metrics;
     const struct flags *flags;
-    bool is_held, has_skips;
+    bool is_held;
+    bool has_partial_flags; /* one holds or skips a part of the events */
     int64_t now_us, wall_us;
 
     struct scan *scan; /* for handlers with a key of their own */
@@ -35,7 +36,6 @@ struct pipeline {
     bool has_rates; /* a handler has one */
 
     struct list partitions;
-    uint64_t next_serial;
     struct pool events, deliveries;
     struct lanes lanes;
     struct timers timers;
@@ -60,9 +60,30 @@ void handler_unblock(struct pipeline *pl, struct handler *h);
 void rates_tick(struct pipeline *pl);
 void spare_pump(struct pipeline *pl);
 
+/* parked.c */
+/* Is its lane blocked, or its key held by a flag? Then it goes there. */
+bool parked_instead(struct pipeline *pl, struct delivery *d);
+void park(struct pipeline *pl, struct delivery *d, enum park_reason reason,
+          int64_t delay_ms, const char *flag);
+/* Nothing of the lane is in flight: if it is blocked, or was cut, what waits in
+ * it and may not run leaves. Its head is set. */
+void parked_clear(struct pipeline *pl, struct lane *lane);
+/* Those of a handler, or of all, go back to the queue. */
+void parked_leave(struct pipeline *pl, struct partition *p,
+                  const struct handler *only);
+/* What the flags say of a part of the events, and which one. */
+#define FLAG_NAME_SIZE 300
+enum part { PART_ON, PART_SKIP, PART_HOLD };
+enum part flags_say(const struct pipeline *pl, const struct delivery *d,
+                    char name[static FLAG_NAME_SIZE]);
+
 /* pipeline.c */
+void delivery_store(struct pipeline *pl, struct delivery *d);
+struct delivery *delivery_new(struct pipeline *pl, struct event *ev,
+                              struct handler *h);
 void delivery_settle(struct pipeline *pl, struct delivery *d, enum verdict how);
 void delivery_drop(struct pipeline *pl, struct delivery *d);
+void delivery_forget(struct pipeline *pl, struct delivery *d);
 void delivery_wait(struct pipeline *pl, struct delivery *d, int64_t delay_ms);
 void attempt_failed(struct pipeline *pl, struct delivery *d,
                     const struct verdict_msg *v);

@@ -4,6 +4,7 @@
  * behind.c reads for those that are behind.
  */
 #include "base/check.h"
+#include "base/hash.h"
 #include "core/pipeline_priv.h"
 
 #include <stdio.h>
@@ -62,7 +63,8 @@ struct partition *pipeline_open(struct pipeline *pl,
     p->next = POSITION_EARLIEST;
     p->committed = POSITION_EARLIEST;
     p->pipeline = pl;
-    p->serial = ++pl->next_serial;
+    p->hash = hash_mix(hash_bytes(name, strlen(name)), ops->kind);
+    list_init(&p->parked);
     partitions_add_cursor(pl, p);
     list_append(&pl->partitions, &p->link);
     return p;
@@ -268,6 +270,7 @@ void pipeline_close(struct partition *p)
     for (size_t i = 0; i < p->n_cursors; i++) {
         ranges_fini(&p->cursors[i].from.gaps);
         ranges_fini(&p->cursors[i].open_then);
+        lane_set_fini(&p->cursors[i].blocked);
     }
     free(p->cursors);
     free(p->trouble);

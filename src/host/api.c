@@ -270,13 +270,26 @@ static void on_flag_done(void *arg, const struct err *err)
         http_reply_json(req, 200, json_pack("{s:s}", "status", "set"));
 }
 
+/* {"state": "percent", "percent": 25} is the same as {"state": "25%"}. */
+static const char *state_of_body(const json_t *body, char text[static 16])
+{
+    const char *state = json_string_value(json_object_get(body, "state"));
+    const json_t *percent = json_object_get(body, "percent");
+
+    if (!state || strcmp(state, "percent") != 0 || !json_is_integer(percent))
+        return state;
+    snprintf(text, 16, "%d%%", (int)json_integer_value(percent));
+    return text;
+}
+
 static void set_flag(struct host *h, struct http_request *req, const char *name,
                      const json_t *body)
 {
+    char percent[16];
     const char *lasts = json_string_value(json_object_get(body, "for"));
     struct flag_set set = {
         .name = name,
-        .state = json_string_value(json_object_get(body, "state")),
+        .state = state_of_body(body, percent),
         .when_off = json_string_value(json_object_get(body, "whenOff")),
         .reason = json_string_value(json_object_get(body, "reason")),
         .who = json_string_value(json_object_get(body, "who")),
@@ -286,10 +299,6 @@ static void set_flag(struct host *h, struct http_request *req, const char *name,
         set.when_off = "hold";
     if (lasts && !duration_parse(lasts, &set.for_ms))
         http_problem(req, 400, "\"for\" is not a duration");
-    else if (json_object_get(body, "percent"))
-        http_problem(req, 422,
-                     "percentages are not offered by this version: "
-                     "state is on or off");
     else
         switches_set(h, &set, on_flag_done, req);
 }

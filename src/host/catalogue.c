@@ -154,6 +154,10 @@ static struct handler_spec *spec_of(const json_t *decl, const char *hash,
         .cap_ms = number_of(retry, "cap_ms", 300000),
         .jitter = strcmp(text_of(retry, "jitter"), "none") != 0,
     };
+    spec->on_dead = strcmp(text_of(decl, "on_dead"), "park") == 0 ? ON_DEAD_PARK
+                    : strcmp(text_of(decl, "on_dead"), "stop") == 0
+                        ? ON_DEAD_STOP
+                        : ON_DEAD_CONTINUE;
     spec->rate = rate_of(json_object_get(decl, "rate"));
     spec->batch_max = (int)number_of(json_object_get(decl, "batch"), "max", 0);
     spec->is_transactional = json_is_true(json_object_get(decl, "transaction"));
@@ -179,6 +183,9 @@ static bool can_keep(const struct host *h, const json_t *decl, struct err *err)
     if (json_is_true(json_object_get(decl, "transaction")) && !h->db)
         return err_set(err, ERR_PERMANENT,
                        "transaction = true needs database.url");
+    if (strcmp(text_of(decl, "on_dead"), "park") == 0 && !h->db)
+        return err_set(err, ERR_PERMANENT,
+                       "on_dead = \"park\" needs database.url");
     return true;
 }
 

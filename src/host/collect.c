@@ -8,6 +8,7 @@
 #include "host/open_breakers.h"
 #include "pg/pg.h"
 #include "stores/deadletters.h"
+#include "stores/parked.h"
 
 #include <dirent.h>
 #include <stdio.h>
@@ -77,6 +78,34 @@ static void on_dead_counts(void *arg, json_t *rows, const struct err *err)
     json_decref(rows);
 }
 
+static void on_parked_counts(void *arg, json_t *rows)
+{
+    struct host *h = arg;
+    json_t *row;
+    size_t i;
+
+    h->is_counting_parked = false;
+    if (rows)
+        metrics_zero(h->metrics, M_PARKED);
+    json_array_foreach(rows, i, row) {
+        const char *handler = json_string_value(json_array_get(row, 0));
+        const char *reason = json_string_value(json_array_get(row, 1));
+
+        if (handler && reason)
+            series_set(metrics_get(h->metrics, M_PARKED, handler, reason),
+                       json_number_value(json_array_get(row, 2)));
+    }
+    json_decref(rows);
+}
+
+static void count_parked(struct host *h)
+{
+    if (!h->parked || !h->db_is_migrated || h->is_counting_parked)
+        return;
+    h->is_counting_parked = true;
+    parked_store_counts(h->parked, on_parked_counts, h);
+}
+
 /* The table is asked at each scrape; its answer is for the next one. */
 static void count_dead(struct host *h)
 {
@@ -92,6 +121,7 @@ static void collect(void *arg)
 
     collect_process(h);
     count_dead(h);
+    count_parked(h);
     supervisor_collect(h->supervisor);
     catalogue_collect(h->catalogue);
     intake_collect(h->intake);

@@ -23,6 +23,7 @@
 #include "stores/deadletters.h"
 #include "stores/deliveries.h"
 #include "stores/flags.h"
+#include "stores/parked.h"
 #include "stores/positions.h"
 
 #include <malloc.h>
@@ -74,6 +75,18 @@ static void op_store(void *ctx, struct delivery *d, enum verdict how)
     outcome_store(ctx, d, how);
 }
 
+static void op_park(void *ctx, struct delivery *d, enum park_reason reason,
+                    int64_t delay_ms, const char *flag)
+{
+    parking_put(ctx, d, reason, delay_ms, flag);
+}
+
+static void op_stopped(void *ctx, struct handler *handler,
+                       const struct delivery *d)
+{
+    parking_stop(ctx, handler, d);
+}
+
 static void op_quiet(void *ctx, struct partition *p)
 {
     intake_quiet(ctx, p);
@@ -104,6 +117,8 @@ static void op_behind(void *ctx, struct partition *p, struct handler *h,
 static const struct pipeline_ops pipeline_ops_of_host = {
     .send = op_send,
     .store = op_store,
+    .park = op_park,
+    .stopped = op_stopped,
     .quiet = op_quiet,
     .fenced = op_fenced,
     .room_again = op_room_again,
@@ -196,6 +211,7 @@ static void on_tick(struct ev_loop *loop, ev_timer *w, int events)
     (void)events;
     supervisor_tick(h->supervisor, now_us);
     intake_tick(h->intake, now_us);
+    parking_tick(h, now_us);
     keep_house(h, now_us);
     give_back_memory(h, now_us);
     if (h->is_draining)
@@ -263,7 +279,7 @@ static void on_hangup(struct ev_loop *loop, ev_signal *w, int events)
     (void)loop;
     (void)events;
     if (!config_load(&fresh, &h->config_from, &err) ||
-        !switches_check(fresh.flags, &err)) {
+        !switches_check(h, fresh.flags, &err)) {
         log_error("configuration refused, the former one goes on", "err=" LOG_Q,
                   err.msg);
         settings_fini(&fresh);
@@ -385,6 +401,8 @@ static bool open_stores(struct host *h, struct err *err)
                        "kafka.brokers (KAFKA_BROKERS)");
     }
     h->deliveries = delivery_store_new(h->loop, h->db);
+    if (h->db)
+        h->parked = parked_store_new(h->loop, h->db);
     return true;
 }
 
@@ -393,6 +411,11 @@ static bool open_stores(struct host *h, struct err *err)
 struct waiting {
     bool is_done, is_there;
 };
+
+/* NULL: the schema is older than this program. */
+static const char newest_tables_sql[] =
+    "SELECT nullif(to_regclass('event_parked') IS NOT NULL"
+    " AND to_regclass('event_dead_letter_edits') IS NOT NULL, false)";
 
 static void on_tables(void *arg, const struct pg_result *res,
                       const struct err *err)
@@ -439,9 +462,8 @@ static bool wait_for_database(struct host *h)
         int64_t now = clock_mono_us();
 
         if (h->db_is_connected) {
-            struct pg_request *asked = pg_pool_query(
-                h->db, "SELECT to_regclass('event_handler_positions')", 0, NULL,
-                on_tables, &w);
+            struct pg_request *asked =
+                pg_pool_query(h->db, newest_tables_sql, 0, NULL, on_tables, &w);
 
             while (!w.is_done && !is_stopped(h))
                 ev_run(h->loop, EVRUN_ONCE);
@@ -526,6 +548,8 @@ static bool make_parts(struct host *h, struct err *err)
         .event_bytes = (size_t)h->settings.event_max_bytes + FACTS_ROOM,
         .n_workers = (unsigned)h->settings.workers_count,
         .quarantine_us = QUARANTINE_US,
+        .park_after_ms =
+            *h->settings.database_url ? h->settings.retry_park_after : 0,
     };
 
     h->metrics = metrics_new();
@@ -574,6 +598,7 @@ static void tear_down(struct host *h)
     intake_free(h->intake);
     flag_store_free(h->flag_store);
     delivery_store_free(h->deliveries);
+    parked_store_free(h->parked);
     if (h->positions)
         h->positions->ops->free(h->positions);
     if (h->deadletters)

@@ -28,6 +28,7 @@ struct intake;
 struct kafka_embedded;
 struct kafka_producer;
 struct kafka_settings;
+struct parked_store;
 struct pg_pool;
 struct positions;
 struct supervisor;
@@ -50,8 +51,9 @@ struct host {
 
     struct pg_pool *db; /* NULL: no PostgreSQL */
     bool db_is_connected;
-    bool db_is_migrated;          /* the tables are there */
-    bool is_counting_dead;        /* the table was asked, no answer yet */
+    bool db_is_migrated;   /* the tables are there */
+    bool is_counting_dead; /* the table was asked, no answer yet */
+    bool is_counting_parked;
     struct kafka_settings *kafka; /* NULL: no Kafka */
     struct kafka_embedded *embedded;
     struct kafka_producer *producer;
@@ -63,6 +65,9 @@ struct host {
     struct delivery_store *deliveries;
     struct flag_store *flag_store;
     struct flags flags;
+    struct parked_store *parked; /* NULL: no PostgreSQL */
+    int let_go_times;            /* see parking.c */
+    int64_t let_go_us;
 
     bool is_draining;
     bool is_held; /* DOMAIN_EVENTS_ENABLED is off */
@@ -171,7 +176,8 @@ void intake_collect(struct intake *in);
 
 bool switches_start(struct host *h, struct err *err) MUST_CHECK;
 /* The flags of a file, before anything of it takes effect. */
-bool switches_check(const json_t *file, struct err *err) MUST_CHECK;
+bool switches_check(const struct host *h, const json_t *file,
+                    struct err *err) MUST_CHECK;
 void switches_apply(struct host *h); /* after any change */
 /* A handler came or changed: held by a flag? `why` says which one; `size` 0:
  * does not matter. */
@@ -186,6 +192,19 @@ void switches_set(struct host *h, const struct flag_set *set,
                   switch_done_fn *done, void *arg);
 void switches_unset(struct host *h, const char *name, switch_done_fn *done,
                     void *arg);
+
+/* --- parking.c: the parked queue ------------------------------------------------------ */
+
+void parking_put(struct host *h, struct delivery *d, enum park_reason reason,
+                 int64_t delay_ms, const char *flag); /* pipeline op */
+void parking_stop(struct host *h, struct handler *handler,
+                  const struct delivery *d); /* pipeline op */
+/* Which lanes of a partition wait for something parked; `done` comes when all
+ * are known, and until then the partition is busy. */
+typedef void parking_opened_fn(struct intake *in, struct partition *p);
+void parking_open(struct host *h, struct partition *p, parking_opened_fn *done);
+void parking_flags_changed(struct host *h);
+void parking_tick(struct host *h, int64_t now_us);
 
 /* --- outcome.c, publish.c, collect.c, api.c -------------------------------------------- */
 

@@ -17,6 +17,7 @@
 #include "kafka/settings.h"
 #include "sources/kafka_source.h"
 #include "sources/outbox_source.h"
+#include "sources/parked_source.h"
 #include "sources/redrive_source.h"
 
 #include <stdlib.h>
@@ -268,9 +269,26 @@ struct intake *intake_new(struct host *h)
     return in;
 }
 
+static bool start_parked(struct intake *in, struct err *err)
+{
+    struct host *h = in->host;
+    struct parked_source_options opts = {
+        .pool = h->db,
+        .store = h->parked,
+        .pipeline = h->pipeline,
+        .outbox_table = h->settings.outbox_table,
+        .outbox_columns = h->settings.outbox_columns,
+    };
+
+    if (h->db)
+        in->parked = parked_source_new(h->loop, &opts, err);
+    return in->parked || !h->db;
+}
+
 bool intake_start(struct intake *in, struct err *err)
 {
-    if (!start_kafka(in, err) || !start_outbox(in, err))
+    if (!start_kafka(in, err) || !start_outbox(in, err) ||
+        !start_parked(in, err))
         return false;
     if (in->host->db)
         in->redrive = redrive_source_new(in->host->loop, in->host->db,
@@ -297,6 +315,8 @@ void intake_stop(struct intake *in)
         outbox_source_stop(in->outbox, on_stopped, in);
     if (in->redrive)
         redrive_source_stop(in->redrive, on_stopped, in);
+    if (in->parked)
+        parked_source_stop(in->parked);
 }
 
 bool intake_is_stopped(const struct intake *in)
@@ -311,5 +331,6 @@ void intake_free(struct intake *in)
     kafka_source_free(in->kafka);
     outbox_source_free(in->outbox);
     redrive_source_free(in->redrive);
+    parked_source_free(in->parked);
     free(in);
 }

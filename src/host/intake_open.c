@@ -243,6 +243,7 @@ struct partition *intake_opened(void *ctx, const struct source_ops *ops,
     if (n_known > 0)
         take(in, p, known, n_known);
     free(known);
+    parking_open(in->host, p, intake_start_if_ready);
     return p;
 }
 
@@ -260,5 +261,6 @@ void intake_handler_added(struct intake *in, struct handler *h)
             open_redrive(p, h);
         else if (p->state != PARTITION_OPENING || p->busy == 0)
             take(in, p, &h, 1); /* else before it starts */
+        parking_open(in->host, p, intake_start_if_ready);
     }
 }

@@ -17,6 +17,7 @@ struct intake {
     struct kafka_source *kafka;
     struct outbox_source *outbox;
     struct redrive_source *redrive;
+    struct parked_source *parked;
     unsigned stopping; /* sources that are not stopped yet */
     bool is_stopping, is_saving, has_quiet;
     int64_t next_save_us;

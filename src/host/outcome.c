@@ -59,7 +59,10 @@ static void store_dead(struct host *h, struct delivery *d)
         .history = history_json(f),
         .first_failed_us = f->at[0].at_us,
         .failed_us = f->at[f->n - 1].at_us,
+        .keeps_order = handler->spec && handler->spec->on_dead == ON_DEAD_PARK,
     };
+
+    letter.has_lane = pipeline_lane(d, &letter.lane);
 
     log_warn(
         "dead letter",

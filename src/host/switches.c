@@ -16,42 +16,55 @@
 
 static const char component[] = "flags";
 
-static bool parse_state(const char *text, bool *is_on)
+/* on, off, or a percentage of the keys such as 25%. */
+static bool parse_state(const char *text, int *percent)
 {
     static const char *const on[] = {"on", "true", "1", "yes"};
     static const char *const off[] = {"off", "false", "0", "no"};
+    char *end;
+    long n;
 
     for (int i = 0; i < 4; i++) {
-        if (strcasecmp(text, on[i]) == 0)
-            return *is_on = true;
-        if (strcasecmp(text, off[i]) == 0) {
-            *is_on = false;
+        bool is_on = strcasecmp(text, on[i]) == 0;
+
+        if (is_on || strcasecmp(text, off[i]) == 0) {
+            *percent = is_on ? 100 : 0;
             return true;
         }
     }
-    return false;
+    n = strtol(text, &end, 10);
+    if (end == text || strcmp(end, "%") != 0 || n < 0 || n > 100)
+        return false;
+    *percent = (int)n;
+    return true;
 }
 
-/* Only a whole handler, or all of them, can be held: holding some of a
- * handler's events would need a durable queue for them. */
-static bool check_hold(const char *name, bool is_on, enum when_off when_off,
-                       struct err *err)
+#define NO_STATE "is neither on nor off nor a percentage of the keys"
+
+/* A whole handler, or all of them, keep their places while they are held. What
+ * is held of a part of a handler's events goes into the parked queue. */
+static bool check_hold(const struct host *h, const char *name, int percent,
+                       enum when_off when_off, struct err *err)
 {
-    if (is_on || when_off == OFF_SKIP || strncmp(name, "aggregate:", 10) != 0)
+    bool is_part =
+        strncmp(name, "aggregate:", 10) == 0 ? percent < 100 : percent > 0;
+
+    if (percent == 100 || !is_part || when_off == OFF_SKIP ||
+        h->settings.database_url[0])
         return true;
     return err_set(err, ERR_PERMANENT,
-                   "%s can be switched off with when_off = skip only: holding "
-                   "a part of a handler's events is not offered by this "
-                   "version",
+                   "%s holds a part of a handler's events, which needs "
+                   "database.url; without it only when_off = skip is possible",
                    name);
 }
 
-static bool set_from_file(struct flags *flags, const char *name,
-                          const json_t *value, struct err *err)
+static bool set_from_file(const struct host *h, struct flags *flags,
+                          const char *name, const json_t *value,
+                          struct err *err)
 {
     const char *state = json_string_value(value), *when = NULL;
     enum when_off when_off = OFF_HOLD;
-    bool is_on;
+    int percent;
 
     if (json_is_boolean(value))
         state = json_is_true(value) ? "on" : "off";
@@ -64,36 +77,35 @@ static bool set_from_file(struct flags *flags, const char *name,
                        "flags: \"%s\" is not " FLAG_ALL
                        ", handler:<name> or aggregate:<type>",
                        name);
-    if (!state || !parse_state(state, &is_on))
-        return err_set(err, ERR_PERMANENT, "flags.%s is neither on nor off",
-                       name);
+    if (!state || !parse_state(state, &percent))
+        return err_set(err, ERR_PERMANENT, "flags.%s " NO_STATE, name);
     if (when && strcmp(when, "skip") == 0)
         when_off = OFF_SKIP;
     else if (when && strcmp(when, "hold") != 0)
         return err_set(err, ERR_PERMANENT,
                        "flags.%s: when_off is neither hold nor skip", name);
-    if (!check_hold(name, is_on, when_off, err))
+    if (!check_hold(h, name, percent, when_off, err))
         return false;
-    flags_set(flags, name, FLAG_FILE, is_on, when_off);
+    flags_set(flags, name, FLAG_FILE, percent, when_off);
     return true;
 }
 
-static bool read_file_flags(struct flags *flags, const json_t *file,
-                            struct err *err)
+static bool read_file_flags(const struct host *h, struct flags *flags,
+                            const json_t *file, struct err *err)
 {
     const char *name;
     json_t *value;
 
     json_object_foreach((json_t *)(uintptr_t)file, name, value)
-        if (!set_from_file(flags, name, value, err))
+        if (!set_from_file(h, flags, name, value, err))
             return false;
     return true;
 }
 
-bool switches_check(const json_t *file, struct err *err)
+bool switches_check(const struct host *h, const json_t *file, struct err *err)
 {
     struct flags unused = {0};
-    bool ok = read_file_flags(&unused, file, err);
+    bool ok = read_file_flags(h, &unused, file, err);
 
     flags_fini(&unused);
     return ok;
@@ -106,14 +118,16 @@ static bool read_all_flag(struct host *h, struct err *err)
     enum flag_origin origin =
         getenv(FLAG_ALL) || getenv("MOONTIDE_FLAGS_" FLAG_ALL) ? FLAG_ENV
                                                                : FLAG_FILE;
-    bool is_on;
+    int percent;
 
     if (!*text)
         return true;
-    if (!parse_state(text, &is_on))
-        return err_set(err, ERR_PERMANENT, "%s = \"%s\" is neither on nor off",
-                       FLAG_ALL, text);
-    flags_set(&h->flags, FLAG_ALL, origin, is_on, OFF_HOLD);
+    if (!parse_state(text, &percent))
+        return err_set(err, ERR_PERMANENT, "%s = \"%s\" " NO_STATE, FLAG_ALL,
+                       text);
+    if (!check_hold(h, FLAG_ALL, percent, OFF_HOLD, err))
+        return false;
+    flags_set(&h->flags, FLAG_ALL, origin, percent, OFF_HOLD);
     return true;
 }
 
@@ -159,6 +173,7 @@ void switches_apply(struct host *h)
                  flag_origin_name(origin));
     h->is_held = held;
     pipeline_flags(h->pipeline, &h->flags, held);
+    parking_flags_changed(h);
 }
 
 static void on_rows(void *arg, const json_t *rows)
@@ -174,17 +189,15 @@ static void on_rows(void *arg, const json_t *rows)
         const char *when = json_string_value(json_object_get(row, "when_off"));
         enum when_off when_off =
             when && strcmp(when, "skip") == 0 ? OFF_SKIP : OFF_HOLD;
-        bool is_on;
-        struct err err;
+        const json_t *part = json_object_get(row, "percent");
+        int percent;
 
         if (!name || !state || !flag_name_is_known(name) ||
-            !parse_state(state, &is_on))
+            !parse_state(state, &percent))
             continue;
-        if (!check_hold(name, is_on, when_off, &err)) {
-            log_warn("flag ignored", "err=" LOG_Q, err.msg);
-            continue;
-        }
-        flags_set(&h->flags, name, FLAG_RUNTIME, is_on, when_off);
+        if (json_is_integer(part) && percent == 100)
+            percent = (int)json_integer_value(part);
+        flags_set(&h->flags, name, FLAG_RUNTIME, percent, when_off);
     }
     host_now(h);
     switches_apply(h);
@@ -193,7 +206,7 @@ static void on_rows(void *arg, const json_t *rows)
 bool switches_start(struct host *h, struct err *err)
 {
     flags_clear(&h->flags, FLAG_FILE);
-    if (!read_file_flags(&h->flags, h->settings.flags, err) ||
+    if (!read_file_flags(h, &h->flags, h->settings.flags, err) ||
         !read_all_flag(h, err))
         return false;
     if (h->db && !h->flag_store)
@@ -217,13 +230,12 @@ static bool can_take_effect(const struct host *h, const struct flag_set *set,
     for (size_t i = 0; i < h->flags.len; i++)
         if (strcmp(h->flags.at[i].name, FLAG_ALL) == 0)
             flag = &h->flags.at[i];
-    if (strcmp(set->name, FLAG_ALL) != 0 || strcmp(set->state, "on") != 0 ||
-        !flag)
+    if (strcmp(set->name, FLAG_ALL) != 0 || set->percent == 0 || !flag)
         return true;
     for (int o = FLAG_FILE; o <= FLAG_ENV; o++)
         if (flag->by[o].is_set)
-            flags_set(&others, FLAG_ALL, (enum flag_origin)o, flag->by[o].is_on,
-                      flag->by[o].when_off);
+            flags_set(&others, FLAG_ALL, (enum flag_origin)o,
+                      flag->by[o].percent, flag->by[o].when_off);
     v = flags_get(&others, FLAG_ALL, &origin);
     flags_fini(&others);
     if (v.is_on)
@@ -236,15 +248,15 @@ static bool can_take_effect(const struct host *h, const struct flag_set *set,
 static bool check_set(const struct host *h, const struct flag_set *set,
                       struct err *err)
 {
-    bool is_on;
+    enum when_off when_off = OFF_HOLD;
 
     if (!flag_name_is_known(set->name))
         return err_set(err, ERR_PERMANENT,
                        "no flag is called \"%s\": " FLAG_ALL
                        ", handler:<name>, aggregate:<type>",
                        set->name);
-    if (!set->state || !parse_state(set->state, &is_on))
-        return err_set(err, ERR_PERMANENT, "state is neither on nor off");
+    if (set->percent < 0)
+        return err_set(err, ERR_PERMANENT, "state " NO_STATE);
     if (set->when_off && strcmp(set->when_off, "hold") != 0 &&
         strcmp(set->when_off, "skip") != 0)
         return err_set(err, ERR_PERMANENT, "whenOff is neither hold nor skip");
@@ -252,11 +264,9 @@ static bool check_set(const struct host *h, const struct flag_set *set,
         !catalogue_knows(h->catalogue, set->name + 8))
         return err_set(err, ERR_PERMANENT, "no handler is called \"%s\"",
                        set->name + 8);
-    return check_hold(set->name, is_on,
-                      set->when_off && strcmp(set->when_off, "skip") == 0
-                          ? OFF_SKIP
-                          : OFF_HOLD,
-                      err) &&
+    if (set->when_off && strcmp(set->when_off, "skip") == 0)
+        when_off = OFF_SKIP;
+    return check_hold(h, set->name, set->percent, when_off, err) &&
            can_take_effect(h, set, err);
 }
 
@@ -267,32 +277,33 @@ static bool can_store(const struct host *h, struct err *err)
            err_set(err, ERR_RETRIABLE, "the database has no tables yet");
 }
 
-void switches_set(struct host *h, const struct flag_set *set,
+void switches_set(struct host *h, const struct flag_set *asked,
                   switch_done_fn *done, void *arg)
 {
+    struct flag_set set = *asked;
     struct err err;
-    bool is_on = true;
 
-    if (!can_store(h, &err) || !check_set(h, set, &err)) {
+    if (!set.state || !parse_state(set.state, &set.percent))
+        set.percent = -1;
+    if (!can_store(h, &err) || !check_set(h, &set, &err)) {
         done(arg, &err);
         return;
     }
     if (h->flag_store) {
-        flag_store_set(h->flag_store, set, done, arg);
+        flag_store_set(h->flag_store, &set, done, arg);
         return;
     }
     /* Without PostgreSQL flags live in this host's memory. */
-    if (set->for_ms > 0) {
+    if (set.for_ms > 0) {
         err_set(&err, ERR_PERMANENT,
                 "--for needs the database: the former "
                 "state must return after a restart, too");
         done(arg, &err);
         return;
     }
-    parse_state(set->state, &is_on);
-    flags_set(&h->flags, set->name, FLAG_RUNTIME, is_on,
-              set->when_off && strcmp(set->when_off, "skip") == 0 ? OFF_SKIP
-                                                                  : OFF_HOLD);
+    flags_set(&h->flags, set.name, FLAG_RUNTIME, set.percent,
+              set.when_off && strcmp(set.when_off, "skip") == 0 ? OFF_SKIP
+                                                                : OFF_HOLD);
     switches_apply(h);
     done(arg, NULL);
 }
@@ -329,11 +340,14 @@ json_t *switches_json(const struct host *h)
                                  v.is_on ? "on" : "off", "whenOff",
                                  v.when_off == OFF_SKIP ? "skip" : "hold");
 
+        if (v.percent > 0 && v.percent < 100)
+            json_object_set_new(json, "percent", json_integer(v.percent));
         if (v.is_set)
             json_object_set_new(json, "from",
                                 json_string(flag_origin_name(origin)));
         json_array_append_new(list, json);
-        series_set(metrics_get(h->metrics, M_FLAG, flag->name), v.is_on);
+        series_set(metrics_get(h->metrics, M_FLAG, flag->name),
+                   v.percent / 100.);
     }
     return list;
 }

@@ -186,6 +186,11 @@ const char *pg_result_value(const struct pg_result *res, int row, int col);
 size_t pg_result_len(const struct pg_result *res, int row, int col);
 bool pg_result_is_null(const struct pg_result *res, int row, int col);
 
+/* The bytes of a bytea, which comes as text: on the heap, with a NUL behind
+ * them; NULL where the value is NULL. Gives. */
+char *pg_result_bytes(const struct pg_result *res, int row, int col,
+                      size_t *len);
+
 /* The command tag, such as "COMMIT", "ROLLBACK" or "INSERT 0 3". */
 const char *pg_result_tag(const struct pg_result *res);
 int64_t pg_result_affected(const struct pg_result *res); /* rows; 0 if none */

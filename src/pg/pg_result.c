@@ -83,6 +83,30 @@ bool pg_result_is_null(const struct pg_result *res, int row, int col)
     return PQgetisnull(res->pg, row, col);
 }
 
+static int nibble(char c)
+{
+    return c <= '9' ? c - '0' : c - 'a' + 10;
+}
+
+char *pg_result_bytes(const struct pg_result *res, int row, int col,
+                      size_t *len)
+{
+    const char *hex = pg_result_value(res, row, col);
+    size_t n = pg_result_len(res, row, col);
+    char *out;
+
+    *len = 0;
+    if (pg_result_is_null(res, row, col) || n < 2)
+        return NULL;
+    n = (n - 2) / 2;
+    out = xmalloc(n + 1);
+    for (size_t i = 0; i < n; i++)
+        out[i] = (char)(nibble(hex[2 + 2 * i]) << 4 | nibble(hex[3 + 2 * i]));
+    out[n] = '\0';
+    *len = n;
+    return out;
+}
+
 const char *pg_result_tag(const struct pg_result *res)
 {
     return PQcmdStatus(res->pg);

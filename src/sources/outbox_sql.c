@@ -174,6 +174,7 @@ bool outbox_sql_init(struct outbox_sql *sql, const char *table,
                        preset);
     if (!quote_table(table, &sql->table, err))
         return false;
+    sql->columns = found->columns;
     sql->read = read_sql(sql->table, found->columns);
     sql->read_gaps = read_gaps_sql(sql->table, found->columns);
     sql->fetch = xasprintf("SELECT seq, %s FROM %s WHERE seq BETWEEN $1::bigint"

@@ -41,6 +41,7 @@ struct outbox_sql {
     char *table;     /* quoted, with its schema */
     char *read;      /* $1 last, $2 limit */
     char *read_gaps; /* and $3 firsts, $4 lasts, $5 gaps, $6 last snapshot */
+    const char *columns; /* from the id on, of the preset */
     char *anchor;
     char *fetch; /* $1 first, $2 last, $3 limit; no row of the snapshot */
 };

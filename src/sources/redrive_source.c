@@ -200,30 +200,6 @@ static bool add_waiting(struct redrive_source *s, struct buf *names)
 
 /* --- reading --------------------------------------------------------------- */
 
-static int nibble(char c)
-{
-    return c <= '9' ? c - '0' : c - 'a' + 10;
-}
-
-/* PostgreSQL's \x… text of a bytea; NULL stays absent. */
-static char *bytes_of(const struct pg_result *res, int row, int col,
-                      struct slice *bytes)
-{
-    const char *hex = pg_result_value(res, row, col);
-    size_t len = pg_result_len(res, row, col);
-    char *out;
-
-    *bytes = (struct slice){NULL, 0};
-    if (pg_result_is_null(res, row, col) || len < 2)
-        return NULL;
-    len = (len - 2) / 2;
-    out = xmalloc(len + 1);
-    for (size_t i = 0; i < len; i++)
-        out[i] = (char)(nibble(hex[2 + 2 * i]) << 4 | nibble(hex[3 + 2 * i]));
-    *bytes = (struct slice){out, len};
-    return out;
-}
-
 static void fill_facts(struct event *event, const json_t *facts)
 {
     for (enum fact fact = 0; fact < FACT_COUNT; fact++) {
@@ -276,8 +252,10 @@ static bool offer_row(struct redrive_source *s, const struct pg_result *res,
     letter->source = s;
     letter->id = strtoll(pg_result_value(res, row, 0), NULL, 10);
     letter->facts = json_loads(pg_result_value(res, row, 3), 0, NULL);
-    letter->body = bytes_of(res, row, 4, &event->body);
-    letter->key = bytes_of(res, row, 5, &event->key);
+    letter->body = pg_result_bytes(res, row, 4, &event->body.len);
+    letter->key = pg_result_bytes(res, row, 5, &event->key.len);
+    event->body.ptr = letter->body;
+    event->key.ptr = letter->key;
     list_append(&s->letters, &letter->link);
     s->open++;
     event->memory = letter;

@@ -27,6 +27,9 @@ struct dead_letter {
     const char *version;
     const struct event *event; /* borrowed until stored */
     bool checks_inbox;         /* the handler is transactional */
+    bool keeps_order;          /* its lane waits for it */
+    bool has_lane;
+    uint64_t lane; /* its id */
     enum error_class class;
     const char *code, *error, *traceback; /* "" when there is none */
     int attempts;

@@ -3,9 +3,9 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "core/partition.h"
-#include "kafka/kept.h"
 #include "pg/pg.h"
 #include "stores/clean.h"
+#include "stores/event_json.h"
 #include "stores/tries.h"
 
 #include <stdlib.h>
@@ -26,13 +26,20 @@ struct request {
 static const char store_sql[] =
     "WITH done AS (SELECT 1 FROM event_inbox WHERE $24::boolean"
     " AND handler = $1 AND event_id = $3),"
+    " parked AS (SELECT headers, history FROM event_parked"
+    "  WHERE id = $27::bigint),"
     " w AS (INSERT INTO event_dead_letters AS d (handler, handler_version,"
     " event_id, event_type, aggregate_type, aggregate_id, source, partition,"
     " place, format, key, body, headers, facts, class, code, error, traceback,"
-    " attempts, history, fingerprint, first_failed_at, failed_at)"
+    " attempts, history, fingerprint, first_failed_at, failed_at, lane,"
+    " keeps_order)"
     " SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9::bigint, $10, $11, $12,"
-    " $13::jsonb, $14::jsonb, $15, $16, $17, $18, $19::int, $20::jsonb, $21,"
-    " coalesce($22::timestamptz, now()), coalesce($23::timestamptz, now())"
+    " coalesce((SELECT headers FROM parked), $13::jsonb), $14::jsonb, $15, "
+    "$16, $17, $18, $19::int,"
+    " coalesce((SELECT history FROM parked), '[]') || $20::jsonb, $21,"
+    " coalesce((SELECT (history->0->>'at')::timestamptz FROM parked),"
+    "  $22::timestamptz, now()), coalesce($23::timestamptz, now()),"
+    " $25::bigint, $26::boolean"
     " WHERE NOT EXISTS (SELECT 1 FROM done)"
     " ON CONFLICT (handler, source, partition, place, event_id) DO UPDATE SET"
     " handler_version = excluded.handler_version, class = excluded.class,"
@@ -78,45 +85,6 @@ static void add_json(struct try *q, json_t *json)
     json_decref(json);
 }
 
-static json_t *clean_json(struct slice text)
-{
-    char *clean = clean_text(text);
-    json_t *json = json_string(clean);
-
-    free(clean);
-    return json;
-}
-
-static json_t *headers_json(const struct event *event)
-{
-    const struct kafka_kept *kept = event->memory;
-    json_t *json = json_object();
-
-    if (event->partition->ops->kind != SOURCE_KAFKA)
-        return json;
-    for (size_t i = 0; i < kept->nheaders; i++) {
-        char *name = clean_text(kept->headers[i].name);
-
-        json_object_set_new(json, name,
-                            kept->headers[i].value.ptr
-                                ? clean_json(kept->headers[i].value)
-                                : json_null());
-        free(name);
-    }
-    return json;
-}
-
-static json_t *facts_json(const struct event *event)
-{
-    json_t *json = json_object();
-
-    for (enum fact fact = 0; fact < FACT_COUNT; fact++)
-        if (event->facts[fact].ptr)
-            json_object_set_new(json, fact_name(fact),
-                                clean_json(event->facts[fact]));
-    return json;
-}
-
 /* The history goes through text once more, since jsonb refuses NULs. */
 static void add_history(struct try *q, const json_t *history)
 {
@@ -150,8 +118,8 @@ static void add_event(struct try *q, const struct event *event)
     try_text(q, body_form_name(event->form));
     try_bytea(q, event->key);
     try_bytea(q, event->body);
-    add_json(q, headers_json(event));
-    add_json(q, facts_json(event));
+    add_json(q, event_headers_json(event));
+    add_json(q, event_facts_json(event));
 }
 
 static struct try *first_time(struct store *s, const struct dead_letter *letter,
@@ -167,6 +135,12 @@ static struct try *first_time(struct store *s, const struct dead_letter *letter,
     try_time(q, letter->first_failed_us);
     try_time(q, letter->failed_us);
     try_text(q, letter->checks_inbox ? "t" : "f");
+    if (letter->has_lane)
+        try_number(q, (int64_t)letter->lane);
+    else
+        try_text(q, NULL);
+    try_text(q, letter->keeps_order ? "t" : "f");
+    try_number(q, letter->event->parked_id);
     return q;
 }
 

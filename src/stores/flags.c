@@ -60,11 +60,12 @@ static const char expire_sql[] =
 
 /* A temporary setting on top of a temporary one keeps the lasting one. */
 static const char set_sql[] =
-    "INSERT INTO event_flags AS f (name, state, when_off, reason, who, until)"
-    " VALUES ($1, $2, $3, coalesce($4, ''), coalesce($5, current_user),"
-    " CASE WHEN $6::bigint > 0"
-    "  THEN now() + $6::bigint * interval '1 millisecond' END)"
-    " ON CONFLICT (name) DO UPDATE SET state = excluded.state, percent = NULL,"
+    "INSERT INTO event_flags AS f (name, state, when_off, reason, who, until,"
+    " percent) VALUES ($1, $2, $3, coalesce($4, ''),"
+    " coalesce($5, current_user), CASE WHEN $6::bigint > 0"
+    "  THEN now() + $6::bigint * interval '1 millisecond' END, $7::int)"
+    " ON CONFLICT (name) DO UPDATE SET state = excluded.state,"
+    " percent = excluded.percent,"
     " when_off = excluded.when_off, reason = excluded.reason,"
     " who = excluded.who, until = excluded.until, updated_at = now(),"
     " previous = CASE WHEN excluded.until IS NULL THEN NULL"
@@ -193,18 +194,21 @@ static void change(struct flag_store *s, const char *sql, int n,
 void flag_store_set(struct flag_store *s, const struct flag_set *set,
                     flag_done_fn *done, void *arg)
 {
-    char for_ms[24];
+    char for_ms[24], percent[16];
+    bool is_part = set->percent > 0 && set->percent < 100;
     struct pg_param params[] = {
         {.value = set->name},
-        {.value = set->state},
+        {.value = set->percent > 0 ? "on" : "off"},
         {.value = set->when_off ? set->when_off : "hold"},
         {.value = set->reason},
         {.value = set->who},
         {.value = for_ms},
+        {.value = is_part ? percent : NULL},
     };
 
     snprintf(for_ms, sizeof(for_ms), "%" PRId64, set->for_ms);
-    change(s, set_sql, 6, params, done, arg);
+    snprintf(percent, sizeof(percent), "%d", set->percent);
+    change(s, set_sql, 7, params, done, arg);
 }
 
 void flag_store_unset(struct flag_store *s, const char *name,

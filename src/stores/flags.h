@@ -25,7 +25,8 @@ void flag_store_free(struct flag_store *s);
 
 struct flag_set {
     const char *name;
-    const char *state;        /* "on" or "off" */
+    const char *state;        /* on, off or 25%: as asked */
+    int percent;              /* that; set by switches_set() */
     const char *when_off;     /* "hold" or "skip" */
     const char *reason, *who; /* may be NULL */
     int64_t for_ms;           /* 0: until changed */

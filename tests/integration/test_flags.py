@@ -133,7 +133,7 @@ def test_what_cannot_take_effect_is_refused_with_the_reason(database, make_host)
     assert "no handler" in set_flag(host, "handler:nobody", "off", code=4)
     assert "no flag" in set_flag(host, "handlr:one", "off", code=4)
     assert "neither on nor off" in set_flag(host, "handler:one", "perhaps", code=4)
-    assert "skip" in set_flag(host, "aggregate:Order", "off", code=4)
+    assert "neither on nor off" in set_flag(host, "handler:one", "101%", code=4)
     set_flag(host, "handler:one", "off", "--when-off", "sometimes", code=4)
     assert host.cli("flags", "set", "handler:one", check=False).returncode == 2
     assert count(database, "event_flags") == 0

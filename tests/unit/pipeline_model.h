@@ -42,6 +42,21 @@ struct held {
  * it is visible, or for ever without (a transaction that rolled back). */
 enum visible { VISIBLE, NOT_YET, NEVER };
 
+/* A row of the parked queue, or (is_dead) a dead letter that is waited for. */
+struct row {
+    int64_t id, place;
+    uint64_t lane;
+    bool has_lane, is_dead, is_offered;
+    enum park_reason reason;
+    int handler, attempts;
+    int64_t due_us;
+};
+
+struct parking {
+    struct delivery *d;
+    struct row row;
+};
+
 struct model {
     struct pipeline *pl;
     struct metrics *metrics;
@@ -71,6 +86,12 @@ struct model {
     /* An outbox: some numbers are invisible for a while, and gaps until then. */
     uint8_t visible[EVENTS], piece_visible[EVENTS];
     struct ranges gaps;
+    /* The parked queue: rows, and those that are being written. */
+    struct row rows[EVENTS * HANDLERS];
+    struct parking parking[EVENTS * HANDLERS];
+    size_t n_rows, n_parking, n_parked;
+    int64_t next_row;
+    struct flags flags;
     int64_t start_at; /* where POSITION_LATEST is */
 };
 
@@ -284,10 +305,6 @@ static void op_behind(void *ctx, struct partition *p, struct handler *h,
     m->n_level += !is_behind;
 }
 
-static const struct pipeline_ops ops = {op_send,   op_store,      op_quiet,
-                                        op_fenced, op_room_again, op_want_spare,
-                                        op_behind};
-
 /* --- the model of what must be true ---------------------------------------------- */
 
 static void settled_well(struct model *m, const struct held *h)
@@ -298,6 +315,185 @@ static void settled_well(struct model *m, const struct held *h)
     *last = h->place;
     m->done[h->handler][h->place]++;
 }
+
+/* --- the parked queue ------------------------------------------------------------ */
+
+static void op_park(void *ctx, struct delivery *d, enum park_reason reason,
+                    int64_t delay_ms, const char *flag)
+{
+    struct model *m = ctx;
+    struct parking *k = &m->parking[m->n_parking++];
+
+    *k = (struct parking){.d = d,
+                          .row = {.id = d->event->parked_id,
+                                  .place = d->event->place,
+                                  .reason = reason,
+                                  .handler = (int)d->handler->vm - 1,
+                                  .attempts = d->attempt - 1,
+                                  .due_us = m->now_us + delay_ms * 1000}};
+    k->row.has_lane = pipeline_lane(d, &k->row.lane);
+    (void)flag;
+}
+
+static struct row *row_of(struct model *m, int64_t id)
+{
+    for (size_t i = 0; i < m->n_rows; i++)
+        if (m->rows[i].id == id)
+            return &m->rows[i];
+    return NULL;
+}
+
+static void put_row(struct model *m, struct row row)
+{
+    struct row *old = row.id ? row_of(m, row.id) : NULL;
+
+    if (old) {
+        row.is_offered = true; /* until it is released */
+        *old = row;
+        return;
+    }
+    row.id = ++m->next_row;
+    m->rows[m->n_rows++] = row;
+    m->n_parked++;
+}
+
+/* The store writes them in their order. */
+static void park_one(struct model *m)
+{
+    struct parking k = m->parking[0];
+
+    m->n_parking--;
+    memmove(m->parking, m->parking + 1, m->n_parking * sizeof(k));
+    put_row(m, k.row);
+    pipeline_parked(m->pl, k.d);
+}
+
+static bool same_lane(const struct row *a, const struct row *b)
+{
+    return a->has_lane && b->has_lane && a->lane == b->lane &&
+           a->handler == b->handler;
+}
+
+/* The first of the lane of a random row. */
+static struct row *any_head(struct model *m)
+{
+    struct row *head = m->n_rows ? &m->rows[chance(m, m->n_rows)] : NULL;
+
+    for (size_t i = 0; head && i < m->n_rows; i++)
+        if (same_lane(&m->rows[i], head) && m->rows[i].place < head->place)
+            head = &m->rows[i];
+    return head;
+}
+
+/* The last of its lane frees it, unless more is on its way there. */
+static void remove_row(struct model *m, int64_t id)
+{
+    struct row *at = row_of(m, id), row = *at;
+
+    *at = m->rows[m->n_rows - 1];
+    m->n_rows--;
+    for (size_t i = 0; i < m->n_rows; i++)
+        if (same_lane(&m->rows[i], &row))
+            return;
+    for (size_t i = 0; i < m->n_parking; i++)
+        if (same_lane(&m->parking[i].row, &row))
+            return;
+    if (row.has_lane)
+        pipeline_unblock(m->p, m->handlers[row.handler], row.lane);
+}
+
+static void parked_release(struct event *ev)
+{
+    struct model *m = ev->partition->source;
+    struct row *row = row_of(m, ev->parked_id);
+
+    if (row)
+        row->is_offered = false;
+}
+
+static void parked_settled(struct event *ev, enum verdict how,
+                           const char *reason)
+{
+    (void)reason;
+    if (how != VERDICT_DEAD || row_of(ev->partition->source, ev->parked_id))
+        remove_row(ev->partition->source, ev->parked_id);
+}
+
+static const struct source_ops parked = {
+    .kind = SOURCE_KAFKA,
+    .release = parked_release,
+    .settled = parked_settled,
+};
+
+static void offer_row(struct model *m, struct row *row)
+{
+    struct event *ev = pipeline_event_new(m->pl, m->p);
+
+    row->is_offered = true;
+    ev->place = row->place;
+    ev->ops = &parked;
+    ev->parked_id = row->id;
+    ev->parked_attempts = row->attempts;
+    ev->facts[FACT_TYPE] =
+        slice_of(row->place % 5 ? "CallCreated" : "order.paid");
+    ev->facts[FACT_AGGREGATE_ID] = slice_of(m->keys[row->place % KEYS]);
+    ev->body = SLICE_LIT("{}");
+    pipeline_offer_parked(m->pl, ev, m->handlers[row->handler]);
+}
+
+static struct row *next_of_lane(struct model *m, const struct row *row)
+{
+    struct row *next = NULL;
+
+    for (size_t i = 0; i < m->n_rows; i++)
+        if (same_lane(&m->rows[i], row) && m->rows[i].place > row->place &&
+            (!next || m->rows[i].place < next->place))
+            next = &m->rows[i];
+    return next;
+}
+
+/* The head of a lane whose time has come, and some that follow it. */
+static void offer_parked(struct model *m)
+{
+    struct row *row = any_head(m), offered;
+
+    if (!row || row->is_dead || row->is_offered ||
+        (row->reason == PARK_RETRY && row->due_us > m->now_us))
+        return;
+    for (size_t n = 0; n < 3 && row; n++) {
+        offered = *row;
+        offer_row(m, row);
+        row = next_of_lane(m, &offered);
+        if (row &&
+            (row->is_offered || row->is_dead || row->reason != PARK_BEHIND))
+            return;
+    }
+}
+
+/* Somebody redrives a dead letter that is waited for; here it always passes. */
+static void redrive_one(struct model *m)
+{
+    const struct row *row = any_head(m);
+    struct held h;
+
+    if (!row || !row->is_dead)
+        return;
+    h = (struct held){.handler = row->handler, .place = row->place};
+    settled_well(m, &h);
+    remove_row(m, row->id);
+}
+
+static void op_stopped(void *ctx, struct handler *h, const struct delivery *d)
+{
+    (void)ctx;
+    (void)h;
+    (void)d;
+    fail_msg("nobody stops");
+}
+
+static const struct pipeline_ops ops = {
+    op_send,   op_store,      op_park,       op_stopped, op_quiet,
+    op_fenced, op_room_again, op_want_spare, op_behind};
 
 /* --- workers ------------------------------------------------------------------------ */
 
@@ -401,9 +597,16 @@ static void store_one(struct model *m)
     struct delivery *d = m->stores[i];
     struct held h = {.handler = (int)d->handler->vm - 1,
                      .place = d->event->place};
+    struct row letter;
 
     m->stores[i] = m->stores[--m->n_stores];
-    settled_well(m, &h);
+    letter =
+        (struct row){.place = h.place, .handler = h.handler, .is_dead = true};
+    letter.has_lane = pipeline_lane(d, &letter.lane);
+    if (d->handler->spec->on_dead == ON_DEAD_PARK)
+        put_row(m, letter);
+    else
+        settled_well(m, &h);
     pipeline_stored(m->pl, d);
 }
 
@@ -457,6 +660,12 @@ static void step(struct model *m)
         hold_or_release(m);
     else if (r < 971 && !m->no_chaos)
         slow_down(m);
+    else if (r < 980 && m->n_parking > 0)
+        park_one(m);
+    else if (r < 995)
+        offer_parked(m);
+    else
+        redrive_one(m);
     if (m->wants_spare && !m->spare_up) {
         m->spare_up = true;
         pipeline_worker_up(m->pl, WORKERS);
@@ -470,7 +679,8 @@ static bool is_finished(struct model *m)
 
     pipeline_numbers(m->pl, &n);
     return m->reader == EVENTS && n.events == 0 && m->p->n_behind == 0 &&
-           m->gaps.len == 0 && m->p->state == PARTITION_RUNNING;
+           m->gaps.len == 0 && m->n_rows == 0 && m->n_parking == 0 &&
+           m->p->state == PARTITION_RUNNING;
 }
 
 static bool is_due(const struct model *m, int h, int64_t place)
@@ -478,6 +688,14 @@ static bool is_due(const struct model *m, int h, int64_t place)
     return m->visible[place] == VISIBLE &&
            handler_wants(m->handlers[h],
                          slice_of(place % 5 ? "CallCreated" : "order.paid"));
+}
+
+static bool is_in_queue(const struct model *m, int h, int64_t place)
+{
+    for (size_t i = 0; i < m->n_rows; i++)
+        if (m->rows[i].handler == h && m->rows[i].place == place)
+            return true;
+    return false;
 }
 
 /* No position may be beyond something that is not settled, and no gap may be
@@ -490,7 +708,8 @@ static void check_positions(struct model *m)
         if (!pipeline_position(m->p, m->handlers[h], &at))
             continue;
         for (int64_t place = 0; place < at.next && place < EVENTS; place++)
-            if (is_due(m, h, place) && !ranges_has(&at.gaps, place))
+            if (is_due(m, h, place) && !ranges_has(&at.gaps, place) &&
+                !is_in_queue(m, h, place))
                 assert_int_equal(m->done[h][place], 1);
         for (size_t i = 0; i < at.gaps.len; i++)
             for (int64_t n = at.gaps.at[i].first; n <= at.gaps.at[i].last; n++)
@@ -515,14 +734,16 @@ static struct handler_spec *spec(const char *pattern, enum ordering ordering,
     return s;
 }
 
-static void set_up(struct model *m, uint64_t seed, uint64_t window_bytes)
+static void set_up_parking(struct model *m, uint64_t seed,
+                           uint64_t window_bytes, int64_t park_after_ms)
 {
     static const char *const patterns[HANDLERS] = {"*", "order.*", "Call*"};
     struct pipeline_config config = {.window_events = 200,
                                      .window_bytes = window_bytes,
                                      .event_bytes = 1 << 20,
                                      .n_workers = WORKERS,
-                                     .quarantine_us = 50000};
+                                     .quarantine_us = 50000,
+                                     .park_after_ms = park_after_ms};
     struct position from = {.next = POSITION_EARLIEST};
 
     memset(m, 0, sizeof(*m));
@@ -550,6 +771,11 @@ static void set_up(struct model *m, uint64_t seed, uint64_t window_bytes)
     pipeline_start(m->p);
     for (unsigned w = 0; w < WORKERS; w++)
         pipeline_worker_up(m->pl, w);
+}
+
+static void set_up(struct model *m, uint64_t seed, uint64_t window_bytes)
+{
+    set_up_parking(m, seed, window_bytes, 0);
 }
 
 static void drain(struct model *m)

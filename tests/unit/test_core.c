@@ -214,18 +214,33 @@ static void the_runtime_flag_decides_but_off_wins_for_all(void **state)
 
     (void)state;
     assert_true(flags_get(&f, "handler:audit", NULL).is_on);
-    flags_set(&f, "handler:audit", FLAG_FILE, false, OFF_SKIP);
+    flags_set(&f, "handler:audit", FLAG_FILE, 0, OFF_SKIP);
     assert_false(flags_get(&f, "handler:audit", &origin).is_on);
     assert_int_equal(origin, FLAG_FILE);
-    flags_set(&f, "handler:audit", FLAG_RUNTIME, true, OFF_HOLD);
+    flags_set(&f, "handler:audit", FLAG_RUNTIME, 100, OFF_HOLD);
     assert_true(flags_get(&f, "handler:audit", &origin).is_on);
     assert_int_equal(origin, FLAG_RUNTIME);
-    flags_set(&f, FLAG_ALL, FLAG_ENV, false, OFF_HOLD);
-    flags_set(&f, FLAG_ALL, FLAG_RUNTIME, true, OFF_HOLD);
+    flags_set(&f, FLAG_ALL, FLAG_ENV, 0, OFF_HOLD);
+    flags_set(&f, FLAG_ALL, FLAG_RUNTIME, 100, OFF_HOLD);
     assert_false(flags_get(&f, FLAG_ALL, &origin).is_on);
     assert_int_equal(origin, FLAG_ENV);
     flags_clear(&f, FLAG_ENV);
     assert_true(flags_get(&f, FLAG_ALL, NULL).is_on);
+    /* M7: a part of the keys, and who was in stays in as it grows. */
+    for (int percent = 0, n = 0, before = 0; percent <= 100; percent += 25) {
+        flags_set(&f, "handler:audit", FLAG_RUNTIME, percent, OFF_HOLD);
+        struct flag_value v = flags_get(&f, "handler:audit", NULL), less = v;
+
+        less.percent -= 25;
+        for (uint64_t key = n = 0; key < 4000; key++) {
+            n += flag_admits(&v, key * 0x9e3779b97f4a7c15u);
+            if (percent > 25)
+                assert_true(!flag_admits(&less, key) || flag_admits(&v, key));
+        }
+        assert_in_range(n, percent * 38, percent * 42);
+        assert_true(n >= before);
+        before = n;
+    }
     assert_false(flag_name_is_known("handler:"));
     assert_true(flag_name_is_known("aggregate:order"));
     flags_fini(&f);

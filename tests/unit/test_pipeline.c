@@ -130,6 +130,29 @@ static void chance_with_gaps_never_loses_doubles_or_reorders(void **state)
     }
 }
 
+/* M2, design 3.8: long retries, what follows them, and what follows a dead
+ * letter that is waited for, go through the store and keep their order. */
+static void chance_with_a_parked_queue_loses_nothing(void **state)
+{
+    uint64_t seed = seed_of_test();
+    size_t n_parked = 0;
+
+    (void)state;
+    for (int round = 0; round < 4; round++, seed++) {
+        struct model *m = xcalloc(1, sizeof(*m));
+
+        print_message("seed %llu\n", (unsigned long long)seed);
+        set_up_parking(m, seed, 120000, 10);
+        m->handlers[2]->spec->on_dead = ON_DEAD_PARK;
+        run_by_chance(m);
+        assert_int_equal(m->n_rows, 0);
+        n_parked += m->n_parked;
+        finish(m);
+    }
+    print_message("%zu parked\n", n_parked);
+    assert_true(n_parked > 1000);
+}
+
 /* An event crosses the ring once for all handlers of a worker that are as far
  *, and one that is behind takes its own way. */
 static void handlers_of_a_worker_share_an_event(void **state)
@@ -558,6 +581,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(chance_never_loses_doubles_or_reorders),
         cmocka_unit_test(chance_with_gaps_never_loses_doubles_or_reorders),
+        cmocka_unit_test(chance_with_a_parked_queue_loses_nothing),
         cmocka_unit_test(handlers_of_a_worker_share_an_event),
         cmocka_unit_test(a_full_window_refuses_more),
         cmocka_unit_test(room_is_offered_in_the_turn_that_made_it),

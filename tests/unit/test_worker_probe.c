@@ -201,12 +201,8 @@ static const struct {
      "rate: rate is missing"},
     {"return {\n " OK_PARTS ",\n on_dead = 1,\n}", "{}",
      "on_dead: \"continue\", \"park\", \"stop\" expected"},
-    {"return {\n " OK_PARTS ",\n on_dead = 'park',\n}", "{}",
-     "handlers/h.lua:3: on_dead: \"park\" is not offered by this version: only "
-     "\"continue\" is"},
-    {"return {\n " OK_PARTS ",\n}", "{\"on_dead\":\"stop\"}",
-     "handlers.h.on_dead: \"stop\" is not offered by this version: only "
-     "\"continue\" is"},
+    {"return {\n " OK_PARTS ",\n}", "{\"on_dead\":\"never\"}",
+     "handlers.h.on_dead: \"continue\", \"park\", \"stop\" expected"},
     {"return {\n " OK_PARTS ",\n replayable = true,\n}", "{}",
      "handlers/h.lua:3: replayable: is not supported by this version"},
     {"return {\n " OK_PARTS ",\n transaction = 'yes',\n}", "{}",
