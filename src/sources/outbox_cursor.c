@@ -34,6 +34,12 @@ void outbox_cursor_fini(struct outbox_cursor *c)
     memset(c, 0, sizeof(*c));
 }
 
+void outbox_cursor_copy(struct outbox_cursor *c,
+                        const struct outbox_cursor *from)
+{
+    outbox_cursor_init(c, from->last + 1, &from->gaps);
+}
+
 bool outbox_cursor_wants_fence(const struct outbox_cursor *c)
 {
     return c->young.len > 0;
@@ -91,19 +97,19 @@ static int64_t joining_distance(const struct ranges *gaps, size_t max)
 
 #define NEAR 16 /* reading so many known rows costs less than another range */
 
-void outbox_cursor_gaps(const struct outbox_cursor *c, size_t max,
-                        struct ranges *out)
+void outbox_cursor_cover(const struct ranges *gaps, size_t max,
+                         struct ranges *out)
 {
     int64_t distance = NEAR;
 
     ranges_clear(out);
-    if (c->gaps.len > max && joining_distance(&c->gaps, max) > distance)
-        distance = joining_distance(&c->gaps, max);
-    for (size_t i = 0; i < c->gaps.len;) {
-        int64_t first = c->gaps.at[i].first, last = c->gaps.at[i].last;
+    if (gaps->len > max && joining_distance(gaps, max) > distance)
+        distance = joining_distance(gaps, max);
+    for (size_t i = 0; i < gaps->len;) {
+        int64_t first = gaps->at[i].first, last = gaps->at[i].last;
 
-        while (++i < c->gaps.len && c->gaps.at[i].first - last <= distance)
-            last = c->gaps.at[i].last;
+        while (++i < gaps->len && gaps->at[i].first - last <= distance)
+            last = gaps->at[i].last;
         ranges_add(out, first, last);
     }
 }
@@ -126,6 +132,12 @@ static void fill_gap(struct outbox_cursor *c, int64_t seq)
         ranges_remove(&c->groups[i].gaps, seq, seq);
 }
 
+static void open_gap(struct outbox_cursor *c, int64_t first, int64_t last)
+{
+    ranges_add(&c->gaps, first, last);
+    ranges_add(&c->young, first, last);
+}
+
 enum outbox_row outbox_cursor_row(struct outbox_cursor *c, int64_t seq)
 {
     if (seq <= c->last) {
@@ -134,10 +146,8 @@ enum outbox_row outbox_cursor_row(struct outbox_cursor *c, int64_t seq)
         fill_gap(c, seq);
         return OUTBOX_LATE;
     }
-    if (seq > c->last + 1) {
-        ranges_add(&c->gaps, c->last + 1, seq - 1);
-        ranges_add(&c->young, c->last + 1, seq - 1);
-    }
+    if (seq > c->last + 1)
+        open_gap(c, c->last + 1, seq - 1);
     c->last = seq;
     return OUTBOX_NEW;
 }
@@ -165,4 +175,26 @@ void outbox_cursor_end(struct outbox_cursor *c, uint64_t xmin, bool saw_gaps)
         else
             i++;
     }
+}
+
+void outbox_cursor_reach(struct outbox_cursor *c, int64_t last)
+{
+    if (last <= c->last)
+        return;
+    open_gap(c, c->last + 1, last);
+    c->last = last;
+}
+
+void outbox_cursor_join(struct outbox_cursor *c,
+                        const struct outbox_cursor *other)
+{
+    struct ranges more = {0};
+
+    CHECK(c->last == other->last);
+    ranges_copy(&more, &other->gaps);
+    for (size_t i = 0; i < c->gaps.len; i++)
+        ranges_remove(&more, c->gaps.at[i].first, c->gaps.at[i].last);
+    ranges_unite(&c->gaps, &more);
+    ranges_unite(&c->young, &more);
+    ranges_fini(&more);
 }

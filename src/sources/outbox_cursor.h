@@ -46,6 +46,10 @@ void outbox_cursor_init(struct outbox_cursor *c, int64_t next,
                         const struct ranges *gaps);
 void outbox_cursor_fini(struct outbox_cursor *c);
 
+/* The same place, for whoever goes on from there at a time of its own. */
+void outbox_cursor_copy(struct outbox_cursor *c,
+                        const struct outbox_cursor *from);
+
 /* Should the caller draw a transaction id now, for gaps without a fence? */
 bool outbox_cursor_wants_fence(const struct outbox_cursor *c);
 void outbox_cursor_fence(struct outbox_cursor *c, uint64_t xid);
@@ -53,11 +57,11 @@ void outbox_cursor_fence(struct outbox_cursor *c, uint64_t xid);
 /* The smallest fence of an open gap; 0 when there is none. */
 uint64_t outbox_cursor_oldest_fence(const struct outbox_cursor *c);
 
-/* At most `max` ranges that cover all gaps, for the index; neighbours are
+/* At most `max` ranges that cover all `gaps`, for the index; neighbours are
  * joined. The statement must leave out their rows that are not in `gaps`: seen
  * ones would fill its limit and the reading would never get on. */
-void outbox_cursor_gaps(const struct outbox_cursor *c, size_t max,
-                        struct ranges *out);
+void outbox_cursor_cover(const struct ranges *gaps, size_t max,
+                         struct ranges *out);
 bool outbox_cursor_is_full(const struct outbox_cursor *c);
 
 /* One read: begin, its rows in order, end. `xmin` is of the read's snapshot;
@@ -65,5 +69,12 @@ bool outbox_cursor_is_full(const struct outbox_cursor *c);
 void outbox_cursor_begin(struct outbox_cursor *c);
 enum outbox_row outbox_cursor_row(struct outbox_cursor *c, int64_t seq);
 void outbox_cursor_end(struct outbox_cursor *c, uint64_t xmin, bool saw_gaps);
+
+/* All up to `last` was read: what did not come is a gap. */
+void outbox_cursor_reach(struct outbox_cursor *c, int64_t last);
+/* Take over the gaps of another that stands at the same place, after a read
+ * that both had, with all gaps of both; see outbox_readings.h. */
+void outbox_cursor_join(struct outbox_cursor *c,
+                        const struct outbox_cursor *other);
 
 #endif

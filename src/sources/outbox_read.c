@@ -216,7 +216,7 @@ static void read_with_gaps(struct outbox_source *s, struct pg_param *params)
     struct buf firsts = {0}, lasts = {0}, gaps = {0};
     struct ranges asked = {0};
 
-    outbox_cursor_gaps(&s->cursor, QUERY_RANGES, &asked);
+    outbox_cursor_cover(&s->cursor.gaps, QUERY_RANGES, &asked);
     array_text(&asked, false, &firsts);
     array_text(&asked, true, &lasts);
     ranges_print(&s->cursor.gaps, &gaps);

@@ -74,7 +74,7 @@ static void read_rows(struct model *m, struct outbox_cursor *c, int limit)
     int64_t last = c->last, highest = 0;
     int found = 0;
 
-    outbox_cursor_gaps(c, 8, &asked);
+    outbox_cursor_cover(&c->gaps, 8, &asked);
     assert_true(asked.len <= 8);
     outbox_cursor_begin(c);
     for (int64_t s = 1; s < m->next_seq && found < limit; s++) {
@@ -228,7 +228,7 @@ static void many_gaps_are_asked_for_in_few_ranges(void **state)
     outbox_cursor_begin(&c);
     for (int64_t seq = 100; seq <= 1000000; seq += 100)
         outbox_cursor_row(&c, seq);
-    outbox_cursor_gaps(&c, 200, &asked);
+    outbox_cursor_cover(&c.gaps, 200, &asked);
     assert_true(asked.len <= 200);
     for (size_t i = 0; i < c.gaps.len; i++)
         assert_true(ranges_has(&asked, c.gaps.at[i].first) &&
