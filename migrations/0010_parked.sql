@@ -71,14 +71,11 @@ RETURNS void LANGUAGE sql SET search_path FROM CURRENT AS $$
 $$;
 
 -- Puts a row, or writes over the one that is there. False: another host has the
--- partition, as the epoch of the position says.
+-- partition.
 CREATE FUNCTION moontide_park(p event_parked, delay_ms bigint, epoch bigint)
 RETURNS boolean LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
-    PERFORM FROM event_handler_positions AS h
-    WHERE h.handler_name = p.handler AND h.source = p.source AND h.partition = p.partition
-      AND h.epoch > moontide_park.epoch;
-    IF FOUND THEN
+    IF NOT moontide_holds(p.handler, p.source, p.partition, epoch) THEN
         RETURN false;
     END IF;
     p.is_head := true;

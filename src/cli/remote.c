@@ -38,14 +38,65 @@ static const char *text_at(const json_t *json, const char *name)
     return text ? text : "";
 }
 
+static json_int_t number_at(const json_t *json, const char *name)
+{
+    return json_integer_value(json_object_get(json, name));
+}
+
+static void add_to(json_t *sum, const json_t *part, const char *name)
+{
+    json_object_set_new(
+        sum, name, json_integer(number_at(sum, name) + number_at(part, name)));
+}
+
+/* Shards that run are one line: the first place, and what they have together. */
+static json_t *with_shards_together(const json_t *partitions)
+{
+    json_t *rows = json_array(), *sum = NULL, *p;
+    char name[32];
+    int n = 0;
+    size_t i;
+
+    json_array_foreach(partitions, i, p) {
+        if (strcmp(text_at(p, "source"), "outbox") != 0 ||
+            strcmp(text_at(p, "state"), "running") != 0 ||
+            *text_at(p, "trouble")) {
+            json_array_append(rows, p);
+            continue;
+        }
+        n++;
+        if (!sum) {
+            sum = json_copy(p);
+            json_array_append_new(rows, sum);
+            continue;
+        }
+        if (number_at(p, "next") < number_at(sum, "next"))
+            json_object_set(sum, "next", json_object_get(p, "next"));
+        add_to(sum, p, "backlog");
+        add_to(sum, p, "window");
+    }
+    snprintf(name, sizeof(name), "%d shard%s", n, n == 1 ? "" : "s");
+    if (sum)
+        json_object_set_new(sum, "partition", json_string(name));
+    return rows;
+}
+
 static void show_partitions(const json_t *sources)
 {
     static const char *const columns[] = {
         "SOURCE:source",   "PARTITION:partition", "STATE:state",    "NEXT:next",
         "BACKLOG:backlog", "WINDOW:window",       "TROUBLE:trouble"};
+    static const char *const of_hosts[] = {"HOST:node", "SHARDS:shards"};
+    const json_t *outbox = json_object_get(sources, "outbox");
+    json_t *rows = with_shards_together(json_object_get(sources, "partitions"));
 
     printf("\n");
-    cli_print_table(json_object_get(sources, "partitions"), columns, 7);
+    cli_print_table(rows, columns, 7);
+    json_decref(rows);
+    if (json_array_size(json_object_get(outbox, "hosts")) == 0)
+        return;
+    printf("\n");
+    cli_print_table(json_object_get(outbox, "hosts"), of_hosts, 2);
 }
 
 static void show_handlers(const json_t *handlers)

@@ -344,7 +344,7 @@ static void answered(struct partition *p, struct handler *h, int64_t next)
     p->fetching = NULL;
     if (c->is_void || c->mode != CURSOR_BEHIND)
         return;
-    passed(c, next);
+    passed(c, next <= c->last ? next : c->last + 1);
     may_attach(p, h);
 }
 

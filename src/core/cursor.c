@@ -160,6 +160,7 @@ void cursor_settled(struct delivery *d)
 
     if (ev->parked_id)
         return;
+    c->settled++;
     if (ev->place < c->from.next && c->from.gaps.len)
         ranges_remove(&c->from.gaps, ev->place, ev->place);
     c->last_event_us = ev->occurred_us;

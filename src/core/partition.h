@@ -93,6 +93,9 @@ struct cursor {
     int64_t epoch;          /* of the position row */
     int64_t saved_next;     /* what the store has */
     uint64_t saved_hash;    /* of its gaps */
+    uint64_t settled;       /* deliveries, since it opened */
+    uint64_t saved_settled; /* at the last save, */
+    int64_t saved_us;       /* and when that was */
     char last_event_id[64]; /* of the last settled event, for people */
     int64_t last_event_us;
     int64_t min_occurred_us; /* first start at a time: older ones pass by */

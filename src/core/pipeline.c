@@ -430,6 +430,14 @@ void pipeline_stored(struct pipeline *pl, struct delivery *d)
     partition_may_be_quiet(pl, p);
 }
 
+/* It ends here without a word: who has the partition decides on it. */
+void pipeline_not_stored(struct pipeline *pl, struct delivery *d)
+{
+    pl->ops->fenced(pl->ctx, d->event->partition);
+    d->settling = VERDICT_FENCED;
+    pipeline_stored(pl, d);
+}
+
 static void deliver(struct pipeline *pl, struct event *ev, struct handler *h)
 {
     char flag[FLAG_NAME_SIZE], *why;

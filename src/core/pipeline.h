@@ -145,6 +145,8 @@ void pipeline_advance(struct partition *p, int64_t next);
 /* The answer to ops->fetch(): see source_sink. */
 void pipeline_fetched(struct partition *p, int64_t next);
 void pipeline_stored(struct pipeline *pl, struct delivery *d);
+/* It may not be stored: another host has the partition by now. */
+void pipeline_not_stored(struct pipeline *pl, struct delivery *d);
 
 /* --- the parked queue -------------------------------------------------------- */
 

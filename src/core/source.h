@@ -67,6 +67,9 @@ struct source_ops {
     void (*release)(struct event *event);
     /* Remember outside that everything below is settled (group offset). */
     void (*commit)(struct partition *p, const struct position *settled);
+    /* A write found that another host has the partition: close it as lost.
+     * NULL: the source will hear of it by itself. */
+    void (*fenced)(struct partition *p);
     /* After closing(): positions are saved, nothing of `p` is in use. The
      * source finishes the revocation. `p` is freed by the host after this. */
     void (*closed)(struct partition *p);

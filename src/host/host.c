@@ -615,12 +615,15 @@ static void tear_down(struct host *h)
     metrics_free(h->metrics);
 }
 
+/* No two processes have the same one, also where containers of one name begin
+ * with process 1 again and again: it is the owner of leases. */
 static void name_node(struct host *h)
 {
     char name[64] = "host";
 
     gethostname(name, sizeof(name) - 1);
-    snprintf(h->node, sizeof(h->node), "%s/%d", name, (int)getpid());
+    snprintf(h->node, sizeof(h->node), "%s/%d-%04x", name, (int)getpid(),
+             (unsigned)(random_u64() & 0xffff));
 }
 
 static void set_up_log(const struct settings *s)

@@ -40,7 +40,7 @@ struct host {
     struct metrics *metrics;
     struct pipeline *pipeline;
     int64_t started_us; /* wall clock */
-    char node[128];     /* host name and pid: owner of positions */
+    char node[128];     /* owner of positions and leases */
 
     struct supervisor *supervisor;
     struct catalogue *catalogue;

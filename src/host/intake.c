@@ -103,8 +103,12 @@ void intake_finish_closing(struct intake *in, struct partition *p)
         return;
     if (!p->is_lost && !p->is_saved && intake_save_last(in, p))
         return;
-    log_info("partition closed", "source=%s partition=%s lost=%d",
-             source_kind_name(p->ops->kind), p->name, p->is_lost);
+    if (p->ops->kind == SOURCE_OUTBOX) /* said of all shards in one line */
+        log_debug("partition closed", "source=outbox partition=%s lost=%d",
+                  p->name, p->is_lost);
+    else
+        log_info("partition closed", "source=%s partition=%s lost=%d",
+                 source_kind_name(p->ops->kind), p->name, p->is_lost);
     p->ops->closed(p);
     pipeline_close(p);
 }
@@ -152,6 +156,8 @@ void intake_fenced(struct host *h, struct partition *p)
     log_error("partition fenced: another host has it", "partition=%s", p->name);
     pipeline_trouble(p, "another host has taken this partition over");
     pipeline_quiet(p);
+    if (p->ops->fenced)
+        p->ops->fenced(p);
 }
 
 static void after_quiet(void *arg, struct partition *p)
@@ -237,6 +243,8 @@ static bool start_outbox(struct intake *in, struct err *err)
         .table = s->outbox_table,
         .columns = s->outbox_columns,
         .wake = s->outbox_wake,
+        .node = h->node,
+        .lease_ms = s->database_lease,
         .interval_ms = s->outbox_interval,
         .batch = (int)s->outbox_batch,
         .max_bytes = s->event_max_bytes,

@@ -1,5 +1,6 @@
 /* How a partition opens, and where each handler starts in it. */
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "host/intake_priv.h"
@@ -57,8 +58,11 @@ void intake_start_if_ready(struct intake *in, struct partition *p)
         return;
     if (p->ops->kind != SOURCE_REDRIVE && take_late_ones(in, p))
         return;
-    log_info("partition opened", "source=%s partition=%s",
-             source_kind_name(p->ops->kind), p->name);
+    if (p->ops->kind == SOURCE_OUTBOX) /* said of all shards in one line */
+        log_debug("partition opened", "source=outbox partition=%s", p->name);
+    else
+        log_info("partition opened", "source=%s partition=%s",
+                 source_kind_name(p->ops->kind), p->name);
     pipeline_start(p);
 }
 
@@ -154,6 +158,20 @@ static void choose_start(struct taking *t, struct handler *h,
         t->p->cursors[h->index].min_occurred_us = h->spec->start;
 }
 
+/* As it is in the store, or will be by create_rows(). */
+static void open_cursor(struct partition *p, struct handler *h,
+                        struct position_found *found)
+{
+    struct cursor *c = &p->cursors[h->index];
+
+    if (p->ops->kind == SOURCE_OUTBOX) {
+        c->saved_next = found->at.next;
+        c->saved_hash = intake_gaps_hash(&found->at.gaps);
+        c->saved_us = clock_mono_us();
+    }
+    pipeline_open_cursor(p, h, &found->at, found->epoch);
+}
+
 static void open_cursors(struct taking *t, struct position_found *found)
 {
     struct partition *p = t->p;
@@ -169,8 +187,10 @@ static void open_cursors(struct taking *t, struct position_found *found)
     for (size_t i = 0; i < t->n; i++) {
         if (!found[i].found)
             choose_start(t, t->handlers[i], &found[i], any, furthest);
-        pipeline_open_cursor(p, t->handlers[i], &found[i].at, found[i].epoch);
+        open_cursor(p, t->handlers[i], &found[i]);
     }
+    if (p->ops->kind == SOURCE_OUTBOX && t->n > 0)
+        p->cursors[0].epoch = found[0].epoch; /* the shard's: of all alike */
 }
 
 static void on_taken(void *arg, size_t n, struct position_found *found)

@@ -40,6 +40,9 @@ void intake_save_all(struct intake *in);
  * intake_finish_closing() comes again. */
 bool intake_save_last(struct intake *in, struct partition *p);
 
+/* Of a position's gaps, to see whether they changed. */
+uint64_t intake_gaps_hash(const struct ranges *gaps);
+
 /* --- intake.c --------------------------------------------------------------------- */
 
 /* Quiet and nothing under way: save once more, then give it back. */

@@ -11,12 +11,17 @@
 static const char component[] = "intake";
 
 #define SAVE_AGAIN_US 200000
+/* A shard's position moves with the reading, for every handler, also where none
+ * of its events come by. What it says is true without that: it is written now
+ * and then, so many rows at once, and when the shard is given up. */
+#define LAZY_US   60000000
+#define LAZY_MOST 2000
 
 struct saved_item {
     struct partition *p;
     struct handler *handler;
     int64_t next;
-    uint64_t hash;
+    uint64_t hash, settled;
 };
 
 struct saving {
@@ -25,11 +30,34 @@ struct saving {
     struct saved_item *items;
     size_t n, cap;
     bool is_last; /* of a closing partition */
+    int64_t now_us;
+    size_t n_lazy;
 };
 
-static uint64_t gaps_hash(const struct ranges *gaps)
+uint64_t intake_gaps_hash(const struct ranges *gaps)
 {
     return gaps->len ? hash_bytes(gaps->at, gaps->len * sizeof(*gaps->at)) : 0;
+}
+
+/* Is the start only known by a row that says "latest", or by the clock? Then it
+ * is lost with this process unless it is written. */
+static bool is_start_unsaved(const struct cursor *c)
+{
+    return c->saved_next == POSITION_LATEST ||
+           (c->saved_next == POSITION_EARLIEST && c->min_occurred_us);
+}
+
+/* Nothing settled and not its time yet. */
+static bool may_wait(struct saving *s, const struct partition *p,
+                     const struct cursor *c)
+{
+    if (p->ops->kind != SOURCE_OUTBOX || s->is_last ||
+        c->settled != c->saved_settled || is_start_unsaved(c))
+        return false;
+    if (s->now_us - c->saved_us < LAZY_US || s->n_lazy >= LAZY_MOST)
+        return true;
+    s->n_lazy++;
+    return false;
 }
 
 static void add_item(struct saving *s, struct partition *p, struct handler *h)
@@ -38,11 +66,12 @@ static void add_item(struct saving *s, struct partition *p, struct handler *h)
     struct position at;
     uint64_t hash;
 
-    if (!pipeline_position(p, h, &at))
+    if (may_wait(s, p, c) || !pipeline_position(p, h, &at))
         return;
-    hash = gaps_hash(&at.gaps);
+    hash = intake_gaps_hash(&at.gaps);
     if (at.next == c->saved_next && hash == c->saved_hash) {
         ranges_fini(&at.gaps);
+        c->saved_us = s->now_us;
         return;
     }
     if (s->n == s->cap) {
@@ -50,7 +79,7 @@ static void add_item(struct saving *s, struct partition *p, struct handler *h)
         s->save = xrealloc(s->save, s->cap * sizeof(*s->save));
         s->items = xrealloc(s->items, s->cap * sizeof(*s->items));
     }
-    s->items[s->n] = (struct saved_item){p, h, at.next, hash};
+    s->items[s->n] = (struct saved_item){p, h, at.next, hash, c->settled};
     s->save[s->n++] = (struct position_save){
         .key = {h->name, p->ops->kind, p->name, p->source_id},
         .at = at,
@@ -91,12 +120,14 @@ static void saving_free(struct saving *s)
     free(s);
 }
 
-static void note_saved(struct saved_item *item)
+static void note_saved(const struct saving *s, const struct saved_item *item)
 {
     struct cursor *c = &item->p->cursors[item->handler->index];
 
     c->saved_next = item->next;
     c->saved_hash = item->hash;
+    c->saved_settled = item->settled;
+    c->saved_us = s->now_us;
 }
 
 /* Items of one partition stand together: once for each. */
@@ -128,7 +159,7 @@ static void on_saved(void *arg, size_t n_fenced, const size_t *fenced,
     for (size_t i = 0; i < s->n; i++) {
         s->items[i].p->busy--;
         if (!err)
-            note_saved(&s->items[i]);
+            note_saved(s, &s->items[i]);
     }
     for (size_t i = 0; i < n_fenced; i++)
         intake_fenced(s->intake->host, s->items[fenced[i]].p);
@@ -170,6 +201,7 @@ void intake_save_all(struct intake *in)
         return;
     s = xcalloc(1, sizeof(*s));
     s->intake = in;
+    s->now_us = clock_mono_us();
     pipeline_each(in->host->pipeline, add_partition, s);
     in->is_saving = true;
     if (!saving_send(s))
@@ -181,6 +213,7 @@ bool intake_save_last(struct intake *in, struct partition *p)
     struct saving *s = xcalloc(1, sizeof(*s));
 
     s->intake = in;
+    s->now_us = clock_mono_us();
     s->is_last = true;
     add_partition(s, p);
     if (saving_send(s))

@@ -4,8 +4,11 @@
 #include "sources/kafka_source.h"
 #include "sources/outbox_source.h"
 
+/* Of the outbox only who does not stand where its shard does: 64 shards of a
+ * thousand handlers would be a megabyte. */
 static void add_positions(json_t *json, const struct partition *p)
 {
+    bool is_shard = p->ops->kind == SOURCE_OUTBOX;
     struct handler *const *handlers;
     size_t n = pipeline_handlers(p->pipeline, &handlers);
     json_t *positions = json_object();
@@ -15,8 +18,9 @@ static void add_positions(json_t *json, const struct partition *p)
 
         if (!pipeline_position(p, handlers[i], &at))
             continue;
-        json_object_set_new(positions, handlers[i]->name,
-                            json_integer(at.next));
+        if (!is_shard || at.next != p->next)
+            json_object_set_new(positions, handlers[i]->name,
+                                json_integer(at.next));
         ranges_fini(&at.gaps);
     }
     json_object_set_new(json, "positions", positions);
@@ -122,6 +126,8 @@ void intake_collect(struct intake *in)
     metrics_hide(m, M_SOURCE_LAG); /* others tell of what was taken away */
     metrics_zero(m, M_HANDLER_LAG);
     pipeline_each(in->host->pipeline, collect, in->host);
+    series_set(metrics_get(m, M_OUTBOX_SHARDS),
+               in->outbox ? outbox_source_shards(in->outbox) : 0);
     series_set(metrics_get(m, M_OUTBOX_GAP_AGE),
                in->outbox ? outbox_source_gap_age(in->outbox) : 0);
 }

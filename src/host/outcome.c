@@ -10,21 +10,34 @@
 
 static const char component[] = "outcome";
 
-static void on_dead_stored(void *arg, bool was_done)
+static void on_dead_stored(void *arg, enum dead_stored how)
 {
     struct delivery *d = arg;
     struct pipeline *pl = d->event->partition->pipeline;
 
-    if (was_done)
+    if (how == DEAD_WAS_DONE)
         d->settling = VERDICT_ACK; /* the inbox knew it as done */
-    pipeline_stored(pl, d);
+    if (how == DEAD_FENCED)
+        pipeline_not_stored(pl, d);
+    else
+        pipeline_stored(pl, d);
 }
 
-static void on_skip_stored(void *arg)
+static void on_skip_stored(void *arg, bool fenced)
 {
     struct delivery *d = arg;
+    struct pipeline *pl = d->event->partition->pipeline;
 
-    pipeline_stored(d->event->partition->pipeline, d);
+    if (fenced)
+        pipeline_not_stored(pl, d);
+    else
+        pipeline_stored(pl, d);
+}
+
+/* Of the position: what the store checks before it writes. */
+static int64_t epoch_of(const struct delivery *d)
+{
+    return d->event->partition->cursors[d->handler->index].epoch;
 }
 
 static json_t *history_json(const struct failures *f)
@@ -50,6 +63,7 @@ static void store_dead(struct host *h, struct delivery *d)
         .handler = handler->name,
         .version = handler->spec ? handler->spec->version : "",
         .event = d->event,
+        .epoch = epoch_of(d),
         .checks_inbox = handler->spec && handler->spec->is_transactional,
         .class = f->at[f->n - 1].class,
         .code = f->code,
@@ -84,8 +98,16 @@ void outcome_store(struct host *h, struct delivery *d, enum verdict how)
         store_dead(h, d);
         return;
     }
-    delivery_store_put(h->deliveries, d->handler->name,
-                       d->handler->spec ? d->handler->spec->version : "",
-                       d->event, "skip", d->failures ? d->failures->error : "",
-                       d->attempt, on_skip_stored, d);
+    delivery_store_put(
+        h->deliveries,
+        &(struct delivery_row){
+            .handler = d->handler->name,
+            .version = d->handler->spec ? d->handler->spec->version : "",
+            .event = d->event,
+            .epoch = epoch_of(d),
+            .outcome = "skip",
+            .reason = d->failures ? d->failures->error : "",
+            .attempts = d->attempt,
+        },
+        on_skip_stored, d);
 }

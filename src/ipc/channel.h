@@ -23,7 +23,7 @@ struct channel_control {
     struct ring_shared down, up; /* host → worker, worker → host */
 
     /* Written by the host, CLOCK_MONOTONIC µs: a worker whose host is silent
-     * for longer than the lease stops (design 13.2). */
+     * for two thirds of a lease stops (design 13.2). */
     _Alignas(64) _Atomic int64_t host_alive_us;
 
     /* Written by the worker. `busy_since_us` is 0 while it sleeps in its loop;

@@ -23,9 +23,7 @@
     " version text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT " \
     "now());"                                                             \
     "CREATE TABLE IF NOT EXISTS moontide_meta ("                          \
-    " key text PRIMARY KEY, value text NOT NULL);"                        \
-    "INSERT INTO moontide_meta VALUES ('shards', '64'),"                  \
-    " ('shard_hash', 'fnv1a64') ON CONFLICT DO NOTHING;"
+    " key text PRIMARY KEY, value text NOT NULL);"
 
 struct migration {
     char *version;

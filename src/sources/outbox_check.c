@@ -19,6 +19,7 @@ static void set_back_in_time(struct outbox_source *s, const char *text)
 
 static void compare(struct outbox_source *s, const char *system)
 {
+    const struct reading *front = readings_front(&s->readings);
     char text[256];
 
     if (s->system && strcmp(s->system, system) != 0) {
@@ -26,11 +27,11 @@ static void compare(struct outbox_source *s, const char *system)
                  "another database: system identifier %s, before it was %s",
                  system, s->system);
         set_back_in_time(s, text);
-    } else if (s->has_started && s->sequence < s->cursor.last) {
+    } else if (front && s->sequence > 0 && s->sequence < front->cursor.last) {
         snprintf(text, sizeof(text),
                  "the database went back in time: its sequence is at %" PRId64
                  ", but %" PRId64 " was read before",
-                 s->sequence, s->cursor.last);
+                 s->sequence, front->cursor.last);
         set_back_in_time(s, text);
     }
 }
@@ -51,7 +52,8 @@ static void on_anchor(void *arg, const struct pg_result *res,
     is_same = is_there && s->anchor_id &&
               strcmp(pg_result_value(res, 0, ANCHOR_ID), s->anchor_id) == 0;
     if (s->anchor_id && !is_same &&
-        (is_there || *pg_result_value(res, 0, ANCHOR_BELOW) == 't')) {
+        (is_there || *pg_result_value(res, 0, ANCHOR_BELOW) == 't' ||
+         s->sequence < s->anchor)) {
         snprintf(text, sizeof(text),
                  "the database went back in time: the event at %" PRId64
                  " was %.64s and is %.64s now",
@@ -98,11 +100,16 @@ static void take_check(struct outbox_source *s, const struct pg_result *res)
         snprintf(text, sizeof(text),
                  "table %.100s does not exist: run moontide migrate up",
                  s->table);
-        outbox_set_trouble(s, s->must_exist || s->p ? text : NULL);
+        outbox_set_trouble(s, s->must_exist || s->is_open ? text : NULL);
         return;
     }
     if (!pg_result_is_null(res, 0, CHECK_PROBLEM)) {
         outbox_set_trouble(s, pg_result_value(res, 0, CHECK_PROBLEM));
+        return;
+    }
+    if (*pg_result_value(res, 0, CHECK_SHARDS) != 't') {
+        outbox_set_trouble(s, "the schema knows no shards yet: stop all hosts "
+                              "and run moontide migrate up");
         return;
     }
     compare(s, pg_result_value(res, 0, CHECK_SYSTEM));
@@ -129,10 +136,13 @@ static void on_check(void *arg, const struct pg_result *res,
         s->is_checked = false;
         ask_anchor(s);
         return;
-    } else if (!s->p && !s->stopping.is_asked) {
+    } else if (!s->is_open && !s->stopping.is_asked) {
         outbox_check_wake(s, *pg_result_value(res, 0, CHECK_TRIGGER) == 't',
                           *pg_result_value(res, 0, CHECK_PUBLICATION) == 't');
-        outbox_open(s);
+        s->is_open = true;
+        log_info("outbox opened", "table=%s system=%s timeline=%s", s->table,
+                 s->system, s->timeline);
+        outbox_lease_begin(s->lease);
     }
     outbox_step_after(s, SOON);
 }

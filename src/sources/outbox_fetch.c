@@ -54,10 +54,29 @@ void outbox_fetch_free(struct outbox_fetch *f)
     free(f);
 }
 
-void outbox_fetch_cancel(struct outbox_fetch *f)
+void outbox_fetch_cancel(struct outbox_fetch *f, const struct partition *p)
 {
+    if (f->p != p)
+        return;
     tries_fini(&f->tries);
     f->p = NULL;
+}
+
+static void offer_row(struct outbox_fetch *f, const struct pg_result *res,
+                      int row)
+{
+    struct outbox_source *s = f->source;
+    unsigned shard =
+        (unsigned)strtoul(pg_result_value(res, row, COLUMN_SHARD), NULL, 10);
+    struct partition *p = shard < SHARDS_MAX ? s->shards[shard].p : NULL;
+    struct event *event;
+
+    if (!p) /* it closed meanwhile */
+        return;
+    event = outbox_event(s, p, res, row);
+    event->place = strtoll(pg_result_value(res, row, COLUMN_SEQ), NULL, 10);
+    event->reader = f->reader;
+    s->sink.offer(s->sink.ctx, event);
 }
 
 /* Fewer rows than were allowed: there is nothing more up to the end. */
@@ -72,21 +91,29 @@ static void on_rows(void *arg, const struct pg_result *res)
     if ((size_t)rows >= f->max)
         next =
             strtoll(pg_result_value(res, rows - 1, COLUMN_SEQ), NULL, 10) + 1;
-    for (int row = 0; row < rows; row++) {
-        struct event *event = outbox_event(s, res, row);
-
-        event->place = strtoll(pg_result_value(res, row, COLUMN_SEQ), NULL, 10);
-        event->reader = f->reader;
-        s->sink.offer(s->sink.ctx, event);
-    }
+    for (int row = 0; row < rows; row++)
+        offer_row(f, res, row);
     f->p = NULL;
     s->sink.fetched(s->sink.ctx, p, next);
+}
+
+/* One log, many shards: those whose handler waits for this piece. */
+static shard_set asking(const struct outbox_source *s,
+                        const struct handler *reader)
+{
+    shard_set shards = 0;
+
+    for (unsigned i = 0; i < SHARDS_MAX; i++)
+        if (s->shards[i].p && s->shards[i].p->fetching == reader)
+            shards |= SHARD(i);
+    return shards;
 }
 
 void outbox_fetch(struct outbox_fetch *f, struct partition *p,
                   struct handler *reader, int64_t first, int64_t last,
                   size_t max)
 {
+    char shards[2 * SHARDS_MAX + 2];
     struct try *q;
     struct err err;
 
@@ -103,5 +130,7 @@ void outbox_fetch(struct outbox_fetch *f, struct partition *p,
     try_number(q, first);
     try_number(q, last);
     try_number(q, (int64_t)max);
+    outbox_shards_text(asking(f->source, reader), shards);
+    try_text(q, shards);
     try_send(q, on_rows, f);
 }

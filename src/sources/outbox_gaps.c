@@ -11,7 +11,7 @@ static const char component[] = "outbox";
 
 void outbox_note_gap_age(struct outbox_source *s)
 {
-    uint64_t oldest = outbox_cursor_oldest_fence(&s->cursor);
+    uint64_t oldest = readings_oldest_fence(&s->readings);
 
     if (oldest != s->gap_fence) {
         s->gap_fence = oldest;
@@ -28,9 +28,8 @@ static void on_fence(void *arg, const struct pg_result *res,
 
     if (err)
         outbox_on_failure(s, "fence", err);
-    else if (s->read_serial == s->serial)
-        outbox_cursor_fence(&s->cursor,
-                            strtoull(pg_result_value(res, 0, 0), NULL, 10));
+    readings_end_fence(
+        &s->readings, err ? 0 : strtoull(pg_result_value(res, 0, 0), NULL, 10));
     outbox_note_gap_age(s);
     outbox_step_after(s, SOON);
 }
@@ -38,7 +37,7 @@ static void on_fence(void *arg, const struct pg_result *res,
 void outbox_draw_fence(struct outbox_source *s)
 {
     s->activity = FENCING;
-    s->read_serial = s->serial;
+    readings_begin_fence(&s->readings);
     s->fenced_us = clock_mono_us();
     pg_pool_query(s->pool, "SELECT pg_current_xact_id()::text", 0, NULL,
                   on_fence, s);
@@ -91,7 +90,7 @@ void outbox_ask_holder(struct outbox_source *s, int64_t now)
 
 double outbox_source_gap_age(const struct outbox_source *s)
 {
-    if (s->cursor.gaps.len == 0 || s->gap_fence == 0)
+    if (s->gap_fence == 0)
         return 0.;
     return (double)(clock_mono_us() - s->gap_since_us) / 1e6;
 }

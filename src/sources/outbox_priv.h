@@ -2,9 +2,10 @@
 #ifndef MT_SOURCES_OUTBOX_PRIV_H
 #define MT_SOURCES_OUTBOX_PRIV_H
 
+#include "core/leases.h"
 #include "core/partition.h"
 #include "pg/pg.h"
-#include "sources/outbox_cursor.h"
+#include "sources/outbox_readings.h"
 #include "sources/outbox_source.h"
 #include "sources/outbox_sql.h"
 #include "sources/stopping.h"
@@ -24,7 +25,19 @@ enum activity {
 
 struct outbox_seen {
     int64_t seq;
+    unsigned shard;
     enum outbox_row kind;
+};
+
+struct outbox_lease; /* outbox_lease.c */
+
+/* A partition of the pipeline while its lease is ours; `p->place` is this. */
+struct outbox_shard {
+    struct outbox_source *source;
+    unsigned number;
+    struct partition *p; /* NULL: not open */
+    bool is_closing;
+    bool wants_latest; /* starts where the table ends; not asked yet */
 };
 
 struct outbox_source {
@@ -38,28 +51,25 @@ struct outbox_source {
     int batch;
     bool must_exist;
 
-    struct partition *p; /* NULL until the first check went well */
-    struct outbox_cursor cursor;
-    bool has_started, is_paused, is_starved;
-    bool wants_latest; /* starts where the table ends; not asked yet */
-    int limit;         /* rows of the read under way, at most */
+    struct outbox_lease *lease;
+    struct outbox_shard shards[SHARDS_MAX];
+    struct readings readings;
+    struct outbox_plan plan; /* of the read under way */
+    bool is_open;            /* the first check went well: it may take shards */
+    bool is_starved;
+    int limit; /* rows of the read under way, at most */
     bool is_absent, is_checked;
     char *trouble;        /* NULL: none */
     bool is_back_in_time; /* trouble that only a restart ends */
     char *system, *timeline;
 
     enum activity activity;
-    unsigned serial; /* of the start; answers to an older one are dropped */
-    unsigned read_serial;
-    bool asked_gaps;
     uint64_t rings;           /* how often something said that there is news */
     bool is_woken;            /* while it could not read: at once then */
     bool wants_notify;        /* outbox.wake = "notify", */
     struct pg_tail *tail;     /* or "wal" */
     struct outbox_seen *seen; /* the rows of the last read, from 1 */
     int seen_cap;
-    char *snapshot; /* of the last read */
-    bool is_caught_up;
     int64_t sequence; /* its value when last asked */
     int64_t anchor;   /* a number that was read, */
     char *anchor_id;  /* and the event that had it */
@@ -88,8 +98,36 @@ void outbox_set_trouble(struct outbox_source *s, const char *text);
 /* The next read at once, when there is nothing else to ask and room for more
  * than the `pending` rows that are not offered yet. */
 void outbox_read_ahead(struct outbox_source *s, size_t pending);
-/* The first check went well: the partition opens. */
-void outbox_open(struct outbox_source *s);
+/* Read again as soon as the statement under way is answered. */
+void outbox_step_soon(struct outbox_source *s);
+void outbox_tell_trouble(struct outbox_source *s);
+
+/* --- outbox_shards.c: the seam to the host, by shard ------------------------------ */
+
+void outbox_shards_init(struct outbox_source *s);
+/* The lease is ours: the partition opens; or it ends, or is lost already. */
+void outbox_shard_open(struct outbox_source *s, unsigned number);
+void outbox_shard_close(struct outbox_source *s, unsigned number, bool lost);
+unsigned outbox_shards_opened(const struct outbox_source *s);
+/* Does one of them wait to be told where the table ends, and the answer. */
+bool outbox_shards_want_latest(const struct outbox_source *s);
+void outbox_shards_start_latest(struct outbox_source *s, int64_t next);
+
+/* --- outbox_lease.c ----------------------------------------------------------------- */
+
+struct outbox_lease *outbox_lease_new(struct outbox_source *s,
+                                      const struct outbox_options *opts,
+                                      struct err *err) MUST_CHECK;
+void outbox_lease_free(struct outbox_lease *l); /* NULL is allowed */
+/* Take a fair share from now on. */
+void outbox_lease_begin(struct outbox_lease *l);
+/* Its partition is closed: give it back, if it is ours still. */
+void outbox_lease_closed(struct outbox_lease *l, unsigned shard);
+/* A write said that another host has it. */
+void outbox_lease_fenced(struct outbox_lease *l, unsigned shard);
+/* Take nothing more, and be no host that counts. */
+void outbox_lease_leave(struct outbox_lease *l);
+json_t *outbox_lease_json(const struct outbox_lease *l);
 
 /* --- one statement each; its answer ends in outbox_step_after() ------------------- */
 
@@ -106,8 +144,11 @@ void outbox_check_wake(const struct outbox_source *s, bool has_trigger,
 void outbox_check_table(struct outbox_source *s); /* outbox_check.c */
 void outbox_read(struct outbox_source *s);        /* outbox_read.c */
 /* The row as an event without its place. The caller offers it. */
-struct event *outbox_event(struct outbox_source *s, const struct pg_result *res,
-                           int row);
+struct event *outbox_event(struct outbox_source *s, struct partition *p,
+                           const struct pg_result *res, int row);
+/* As PostgreSQL writes a bool[], from shard 0 on. */
+void outbox_shards_text(shard_set shards,
+                        char text[static 2 * SHARDS_MAX + 2]);
 /* outbox_gaps.c: a transaction id for gaps that have none; and who keeps the
  * oldest gap open, when that has lasted. */
 void outbox_draw_fence(struct outbox_source *s);
@@ -123,7 +164,7 @@ void outbox_fetch_free(struct outbox_fetch *f);
 void outbox_fetch(struct outbox_fetch *f, struct partition *p,
                   struct handler *reader, int64_t first, int64_t last,
                   size_t max);
-/* Whoever asked is gone. */
-void outbox_fetch_cancel(struct outbox_fetch *f);
+/* If it is this partition that asked: it is gone. */
+void outbox_fetch_cancel(struct outbox_fetch *f, const struct partition *p);
 
 #endif

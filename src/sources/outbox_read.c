@@ -67,10 +67,10 @@ static void set_time(struct event *event, struct row_memory *memory)
 }
 
 /* A row is copied: a result of thousands would stay for one event that waits. */
-struct event *outbox_event(struct outbox_source *s, const struct pg_result *res,
-                           int row)
+struct event *outbox_event(struct outbox_source *s, struct partition *p,
+                           const struct pg_result *res, int row)
 {
-    struct event *event = s->sink.event_new(s->sink.ctx, s->p);
+    struct event *event = s->sink.event_new(s->sink.ctx, p);
     struct row_memory *memory;
     size_t size = 0;
     char *at;
@@ -101,22 +101,32 @@ static void offer_row(struct outbox_source *s, const struct pg_result *res,
                       int row)
 {
     const struct outbox_seen *seen = &s->seen[row];
+    struct partition *p;
     struct event *event;
 
     if (seen->kind == OUTBOX_SEEN)
         return;
-    event = outbox_event(s, res, row);
+    p = s->shards[seen->shard].p;
+    if (!p) /* it closed meanwhile */
+        return;
+    event = outbox_event(s, p, res, row);
     event->place = seen->seq;
     event->is_late = seen->kind == OUTBOX_LATE;
     s->sink.offer(s->sink.ctx, event);
 }
 
+/* The last event that is ours: of others the id is not known. */
 static void set_anchor(struct outbox_source *s, const struct pg_result *res,
-                       int row)
+                       int rows)
 {
-    s->anchor = strtoll(pg_result_value(res, row, COLUMN_SEQ), NULL, 10);
-    free(s->anchor_id);
-    s->anchor_id = xstrdup(pg_result_value(res, row, COLUMN_ID));
+    for (int row = rows; row > 0; row--) {
+        if (s->seen[row].kind != OUTBOX_NEW)
+            continue;
+        s->anchor = s->seen[row].seq;
+        free(s->anchor_id);
+        s->anchor_id = xstrdup(pg_result_value(res, row, COLUMN_ID));
+        return;
+    }
 }
 
 static void look_at_rows(struct outbox_source *s, const struct pg_result *res,
@@ -127,77 +137,92 @@ static void look_at_rows(struct outbox_source *s, const struct pg_result *res,
         s->seen = xrealloc(s->seen, (size_t)s->seen_cap * sizeof(*s->seen));
     }
     for (int row = 1; row <= rows; row++) {
-        int64_t seq = strtoll(pg_result_value(res, row, COLUMN_SEQ), NULL, 10);
+        struct outbox_seen *seen = &s->seen[row];
 
-        s->seen[row] =
-            (struct outbox_seen){seq, outbox_cursor_row(&s->cursor, seq)};
+        seen->seq = strtoll(pg_result_value(res, row, COLUMN_SEQ), NULL, 10);
+        seen->shard = (unsigned)strtoul(pg_result_value(res, row, COLUMN_SHARD),
+                                        NULL, 10);
+        seen->kind = readings_row(&s->readings, seen->seq, seen->shard);
     }
 }
 
-/* Where the reading stands after these rows. Row 0 is the snapshot. */
+/* Where the readings stand after these rows. Row 0 is the snapshot. */
 static void note_rows(struct outbox_source *s, const struct pg_result *res,
                       int rows)
 {
-    const char *snapshot = pg_result_value(res, 0, COLUMN_ID);
-    bool is_new = !s->snapshot || strcmp(s->snapshot, snapshot) != 0;
-    bool is_whole;
-
-    outbox_cursor_begin(&s->cursor);
+    readings_begin(&s->readings);
     look_at_rows(s, res, rows);
-    is_whole = rows < s->limit || s->cursor.last > s->cursor.last_before;
-    outbox_cursor_end(&s->cursor, strtoull(snapshot, NULL, 10),
-                      s->asked_gaps && is_new && is_whole);
-    /* A cut read has not shown all gaps: the next must look at them again. */
-    free(s->snapshot);
-    s->snapshot = is_whole ? xstrdup(snapshot) : NULL;
-    s->is_caught_up = rows < s->limit;
-    if (rows > 0 && s->cursor.last > s->cursor.last_before)
-        set_anchor(s, res, rows);
+    readings_end(&s->readings, &s->plan, pg_result_value(res, 0, COLUMN_ID),
+                 rows >= s->limit);
+    set_anchor(s, res, rows);
     outbox_note_gap_age(s);
     s->delay = rows > 0 ? SOON : s->delay * 2;
     if (s->delay > s->interval)
         s->delay = s->interval;
 }
 
-static void offer_rows(struct outbox_source *s, const struct pg_result *res,
-                       int rows, int64_t next)
+/* The shards stand where their readings do. */
+static void advance(struct outbox_source *s, const int64_t *next)
 {
-    for (int row = 1; row <= rows; row++)
-        offer_row(s, res, row);
-    if (s->p->next < next)
-        s->sink.advance(s->sink.ctx, s->p, next);
+    for (unsigned i = 0; i < SHARDS_MAX; i++) {
+        struct partition *p = s->shards[i].p;
+
+        if (p && next[i] > p->next)
+            s->sink.advance(s->sink.ctx, p, next[i]);
+    }
+}
+
+static void note_places(const struct outbox_source *s, int64_t *next)
+{
+    for (unsigned i = 0; i < SHARDS_MAX; i++)
+        next[i] = INT64_MIN;
+    for (size_t i = 0; i < s->readings.len; i++) {
+        const struct reading *r = s->readings.at[i];
+
+        for (unsigned k = 0; k < SHARDS_MAX; k++)
+            if (r->shards & SHARD(k))
+                next[k] = r->cursor.last + 1;
+    }
 }
 
 static double pause_of(const struct outbox_source *s)
 {
-    if (!s->is_caught_up)
+    if (readings_are_behind(&s->readings))
         return 0.;
-    if (s->cursor.gaps.len > 0 && s->delay > GAP_PAUSE)
+    if (readings_have_gaps(&s->readings) && s->delay > GAP_PAUSE)
         return GAP_PAUSE;
     return s->delay;
 }
 
 /* The server reads the next rows while these go on their way. */
+static void take_rows(struct outbox_source *s, const struct pg_result *res,
+                      int rows)
+{
+    int64_t next[SHARDS_MAX];
+
+    note_rows(s, res, rows);
+    note_places(s, next);
+    if (readings_are_behind(&s->readings))
+        outbox_read_ahead(s, (size_t)rows);
+    for (int row = 1; row <= rows; row++)
+        offer_row(s, res, row);
+    advance(s, next);
+}
+
 static void on_rows(void *arg, const struct pg_result *res,
                     const struct err *err)
 {
     struct outbox_source *s = arg;
-    int rows = res ? pg_result_nrows(res) - 1 : 0;
-    int64_t next;
 
     if (err) {
+        readings_fail(&s->readings);
         outbox_on_failure(s, "read", err);
         outbox_step_after(s, SOON);
         return;
     }
     s->activity = IDLE;
-    if (s->read_serial == s->serial && s->p && !s->stopping.is_asked) {
-        note_rows(s, res, rows);
-        next = s->cursor.last + 1;
-        if (!s->is_caught_up)
-            outbox_read_ahead(s, (size_t)rows);
-        offer_rows(s, res, rows, next);
-    }
+    if (!s->stopping.is_asked)
+        take_rows(s, res, pg_result_nrows(res) - 1);
     if (s->activity == IDLE)
         outbox_step_after(s, pause_of(s));
 }
@@ -211,20 +236,35 @@ static void array_text(const struct ranges *r, bool lasts, struct buf *out)
     buf_add_char(out, '}');
 }
 
-static void read_with_gaps(struct outbox_source *s, struct pg_param *params)
+/* As PostgreSQL writes a bool[], from shard 0 on. */
+void outbox_shards_text(shard_set shards,
+                        char text[static 2 * SHARDS_MAX + 2])
+{
+    char *at = text;
+
+    for (unsigned i = 0; i < SHARDS_MAX; i++) {
+        *at++ = i ? ',' : '{';
+        *at++ = shards & SHARD(i) ? 't' : 'f';
+    }
+    *at++ = '}';
+    *at = '\0';
+}
+
+/* At most so many ranges that cover all gaps, for the index. */
+static void ask_with_gaps(struct outbox_source *s, struct pg_param *params)
 {
     struct buf firsts = {0}, lasts = {0}, gaps = {0};
     struct ranges asked = {0};
 
-    outbox_cursor_cover(&s->cursor.gaps, QUERY_RANGES, &asked);
+    outbox_cursor_cover(&s->plan.gaps, QUERY_RANGES, &asked);
     array_text(&asked, false, &firsts);
     array_text(&asked, true, &lasts);
-    ranges_print(&s->cursor.gaps, &gaps);
-    params[2].value = buf_text(&firsts);
-    params[3].value = buf_text(&lasts);
-    params[4].value = buf_text(&gaps);
-    params[5].value = s->snapshot ? s->snapshot : "";
-    pg_pool_query(s->pool, s->sql.read_gaps, 6, params, on_rows, s);
+    ranges_print(&s->plan.gaps, &gaps);
+    params[4].value = buf_text(&firsts);
+    params[5].value = buf_text(&lasts);
+    params[6].value = buf_text(&gaps);
+    params[7].value = s->plan.snapshot ? s->plan.snapshot : "";
+    pg_pool_query(s->pool, s->sql.read_gaps, 8, params, on_rows, s);
     ranges_fini(&asked);
     buf_fini(&firsts);
     buf_fini(&lasts);
@@ -233,18 +273,22 @@ static void read_with_gaps(struct outbox_source *s, struct pg_param *params)
 
 void outbox_read(struct outbox_source *s)
 {
-    char last[24], limit[16];
-    struct pg_param params[6] = {{.value = last}, {.value = limit}};
+    char last[24], until[24], limit[16], ours[2 * SHARDS_MAX + 2];
+    struct pg_param params[8] = {
+        {.value = last}, {.value = until}, {.value = limit}, {.value = ours}};
 
+    outbox_plan_fini(&s->plan);
+    if (!readings_plan(&s->readings, &s->plan))
+        return;
     s->activity = READING;
     s->is_woken = false;
-    s->read_serial = s->serial;
-    s->asked_gaps = s->cursor.gaps.len > 0;
     snprintf(limit, sizeof(limit), "%d", s->limit);
+    snprintf(until, sizeof(until), "%" PRId64, s->plan.until);
     snprintf(last, sizeof(last), "%" PRId64,
-             outbox_cursor_is_full(&s->cursor) ? INT64_MAX : s->cursor.last);
-    if (s->asked_gaps)
-        read_with_gaps(s, params);
+             s->plan.wants_news ? s->plan.last : INT64_MAX);
+    outbox_shards_text(s->plan.shards, ours);
+    if (s->plan.gaps.len > 0)
+        ask_with_gaps(s, params);
     else
-        pg_pool_query(s->pool, s->sql.read, 2, params, on_rows, s);
+        pg_pool_query(s->pool, s->sql.read, 4, params, on_rows, s);
 }

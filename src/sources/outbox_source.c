@@ -3,6 +3,9 @@
  * a connection (outbox_check.c), then reading (outbox_read.c); a fence when new
  * gaps have none; who holds a gap open when one gets old (outbox_gaps.c). Every
  * answer ends in outbox_step_after().
+ *
+ * Beside that outbox_lease.c takes and gives up shards, and outbox_shards.c is
+ * what the host sees of each.
  */
 #include "base/clock.h"
 #include "base/log.h"
@@ -49,8 +52,22 @@ void outbox_set_trouble(struct outbox_source *s, const char *text)
                   text);
     else
         log_info("outbox can be read again", "table=%s", s->table);
-    if (s->p)
-        s->sink.trouble(s->sink.ctx, s->p, text);
+    outbox_tell_trouble(s);
+}
+
+/* It is the table's, not a shard's: said of one of them. */
+void outbox_tell_trouble(struct outbox_source *s)
+{
+    const char *text = s->trouble;
+
+    for (unsigned i = 0; i < SHARDS_MAX; i++) {
+        struct partition *p = s->shards[i].p;
+
+        if (!p || s->shards[i].is_closing)
+            continue;
+        s->sink.trouble(s->sink.ctx, p, text);
+        text = NULL;
+    }
 }
 
 void outbox_on_failure(struct outbox_source *s, const char *doing,
@@ -73,7 +90,18 @@ void outbox_step_after(struct outbox_source *s, double seconds)
 
 static bool may_read(const struct outbox_source *s)
 {
-    return s->is_checked && s->has_started && !s->is_paused;
+    if (!s->is_checked)
+        return false;
+    for (size_t i = 0; i < s->readings.len; i++)
+        if (!s->readings.at[i]->is_paused)
+            return true;
+    return false;
+}
+
+void outbox_step_soon(struct outbox_source *s)
+{
+    if (s->activity == IDLE)
+        step_in(s, 0.);
 }
 
 /* A commit is heard of a little before others see it: a read that comes too
@@ -97,17 +125,11 @@ static void on_latest(void *arg, const struct pg_result *res,
 {
     struct outbox_source *s = arg;
 
-    if (err) {
-        outbox_on_failure(s, "start", err); /* asked again after the check */
-    } else if (s->read_serial == s->serial && s->p) {
-        int64_t highest =
-            strtoll(pg_result_value(res, 0, ANCHOR_HIGHEST), NULL, 10);
-
-        outbox_cursor_init(&s->cursor, highest + 1, NULL);
-        s->sink.advance(s->sink.ctx, s->p, highest + 1);
-        s->has_started = true;
-        s->wants_latest = false;
-    }
+    if (err) /* asked again after the check */
+        outbox_on_failure(s, "start", err);
+    else if (!s->stopping.is_asked)
+        outbox_shards_start_latest(
+            s, strtoll(pg_result_value(res, 0, ANCHOR_HIGHEST), NULL, 10) + 1);
     outbox_step_after(s, SOON);
 }
 
@@ -116,7 +138,6 @@ static void ask_latest(struct outbox_source *s)
     static const struct pg_param zero = {.value = "0"};
 
     s->activity = READING;
-    s->read_serial = s->serial;
     pg_pool_query(s->pool, s->sql.anchor, 1, &zero, on_latest, s);
 }
 
@@ -125,7 +146,7 @@ static void ask_latest(struct outbox_source *s)
 static bool wants_check(const struct outbox_source *s, int64_t now)
 {
     bool is_behind =
-        s->is_paused || !s->is_caught_up || outbox_cursor_is_full(&s->cursor);
+        readings_are_behind(&s->readings) || readings_are_full(&s->readings);
     int64_t every = is_behind ? STATS_US : CHECK_US;
 
     if (!s->is_checked)
@@ -152,14 +173,13 @@ static void read_what_fits(struct outbox_source *s)
 {
     if (has_room(s, 0))
         outbox_read(s);
-    else
+    if (s->activity == IDLE)
         step_in(s, 0.2); /* or when wake() says so */
 }
 
 static bool wants_fence(const struct outbox_source *s, int64_t now)
 {
-    return outbox_cursor_wants_fence(&s->cursor) &&
-           now - s->fenced_us > FENCE_US;
+    return readings_want_fence(&s->readings) && now - s->fenced_us > FENCE_US;
 }
 
 void outbox_read_ahead(struct outbox_source *s, size_t pending)
@@ -179,7 +199,7 @@ static void step(struct outbox_source *s)
         return;
     if (wants_check(s, now))
         outbox_check_table(s);
-    else if (s->is_checked && s->wants_latest)
+    else if (s->is_checked && outbox_shards_want_latest(s))
         ask_latest(s);
     else if (!may_read(s))
         step_in(s, 0.2);
@@ -189,132 +209,6 @@ static void step(struct outbox_source *s)
         outbox_ask_holder(s, now);
     else
         read_what_fits(s);
-}
-
-/* --- the seam --------------------------------------------------------------------- */
-
-static void start(struct partition *p, const struct position *from)
-{
-    struct outbox_source *s = p->place;
-
-    s->serial++;
-    outbox_cursor_fini(&s->cursor);
-    free(s->snapshot);
-    s->snapshot = NULL;
-    s->is_paused = s->is_caught_up = false;
-    s->delay = SOON;
-    s->wants_latest = from->next == POSITION_LATEST;
-    if (s->wants_latest) {
-        s->has_started = false;
-        step_in(s, 0.);
-        return;
-    }
-    outbox_cursor_init(&s->cursor,
-                       from->next == POSITION_EARLIEST ? 1 : from->next,
-                       &from->gaps);
-    s->has_started = true;
-    if (from->next == POSITION_EARLIEST)
-        s->sink.advance(s->sink.ctx, p, 1);
-    s->is_checked = false; /* compare the position with the sequence */
-    s->failed_us = 0;
-    step_in(s, 0.);
-}
-
-static void pause_reading(struct partition *p)
-{
-    struct outbox_source *s = p->place;
-
-    s->is_paused = true;
-}
-
-static void resume_reading(struct partition *p)
-{
-    struct outbox_source *s = p->place;
-
-    if (!s->is_paused)
-        return;
-    s->is_paused = false;
-    if (s->activity == IDLE)
-        step_in(s, 0.);
-}
-
-static void wake(void *source)
-{
-    struct outbox_source *s = source;
-
-    if (s->is_starved && s->activity == IDLE)
-        step_in(s, 0.);
-    s->is_starved = false;
-}
-
-static void fetch(struct partition *p, struct handler *reader, int64_t first,
-                  int64_t last, size_t max)
-{
-    struct outbox_source *s = p->place;
-
-    outbox_fetch(s->fetch, p, reader, first, last, max);
-}
-
-static void release(struct event *event)
-{
-    free(event->memory);
-}
-
-/* The positions table says it all; nobody else wants to know. */
-static void commit(UNUSED struct partition *p,
-                   UNUSED const struct position *settled)
-{
-}
-
-static void closed(struct partition *p)
-{
-    struct outbox_source *s = p->place;
-
-    outbox_fetch_cancel(s->fetch);
-    s->p = NULL;
-    s->has_started = s->wants_latest = false;
-    stopping_tell(&s->stopping);
-}
-
-static const struct ranges *gaps(const struct partition *p)
-{
-    const struct outbox_source *s = p->place;
-
-    return &s->cursor.gaps;
-}
-
-static int64_t backlog(struct partition *p)
-{
-    const struct outbox_source *s = p->place;
-    int64_t left = s->sequence - s->cursor.last;
-
-    if (!s->has_started)
-        return -1;
-    if (s->is_caught_up && !s->is_paused && !outbox_cursor_is_full(&s->cursor))
-        return 0;
-    return left > 0 ? left : 0;
-}
-
-static const struct source_ops ops = {
-    .kind = SOURCE_OUTBOX,
-    .start = start,
-    .pause = pause_reading,
-    .resume = resume_reading,
-    .fetch = fetch,
-    .wake = wake,
-    .release = release,
-    .commit = commit,
-    .closed = closed,
-    .gaps = gaps,
-    .backlog = backlog,
-};
-
-void outbox_open(struct outbox_source *s)
-{
-    s->p = s->sink.opened(s->sink.ctx, &ops, s, s->table, 0, "0", s->system);
-    s->p->place = s;
-    log_info("outbox opened", "table=%s system=%s timeline=%s", s->table,
-             s->system, s->timeline);
 }
 
 /* --- life --------------------------------------------------------------------------- */
@@ -356,11 +250,15 @@ struct outbox_source *outbox_source_new(struct ev_loop *loop,
     s->delay = SOON;
     ev_timer_init(&s->timer, on_timer, 0., 0.);
     s->timer.data = s;
+    outbox_shards_init(s);
     if (!outbox_sql_init(&s->sql, opts->table, opts->columns, err))
         goto fail;
     s->fetch = outbox_fetch_new(s, opts);
     s->pool = pg_pool_new(loop, &pool, err);
     if (!s->pool || !outbox_listen(s, opts, err))
+        goto fail;
+    s->lease = outbox_lease_new(s, opts, err);
+    if (!s->lease)
         goto fail;
     step_in(s, 0.);
     return s;
@@ -373,7 +271,8 @@ fail:
 void outbox_source_stop(struct outbox_source *s, void (*done)(void *arg),
                         void *arg)
 {
-    stopping_ask_one(&s->stopping, &s->sink, s->p, done, arg);
+    stopping_ask(&s->stopping, done, arg);
+    outbox_lease_leave(s->lease);
 }
 
 void outbox_source_free(struct outbox_source *s)
@@ -382,15 +281,15 @@ void outbox_source_free(struct outbox_source *s)
         return;
     ev_timer_stop(s->loop, &s->timer);
     s->stopping.is_asked = true;
-    s->p = NULL;
     pg_tail_free(s->tail);
     outbox_fetch_free(s->fetch);
+    outbox_lease_free(s->lease);
     pg_pool_free(s->pool);
     ev_timer_stop(s->loop, &s->timer);
-    outbox_cursor_fini(&s->cursor);
+    readings_fini(&s->readings);
+    outbox_plan_fini(&s->plan);
     outbox_sql_fini(&s->sql);
     json_decref(s->holder);
-    free(s->snapshot);
     free(s->seen);
     free(s->anchor_id);
     free(s->system);
@@ -400,38 +299,12 @@ void outbox_source_free(struct outbox_source *s)
     free(s);
 }
 
+unsigned outbox_source_shards(const struct outbox_source *s)
+{
+    return outbox_shards_opened(s);
+}
+
 bool outbox_source_connected(const struct outbox_source *s)
 {
     return pg_pool_connected(s->pool);
-}
-
-static const char *state_name(const struct outbox_source *s)
-{
-    if (s->trouble)
-        return "trouble";
-    if (s->is_absent)
-        return "absent";
-    if (!s->has_started)
-        return "opening";
-    return s->is_paused ? "paused" : "reading";
-}
-
-static int64_t missing(const struct ranges *r)
-{
-    int64_t n = 0;
-
-    for (size_t i = 0; i < r->len; i++)
-        n += r->at[i].last - r->at[i].first + 1;
-    return n;
-}
-
-json_t *outbox_source_json(const struct outbox_source *s)
-{
-    return json_pack("{s:s, s:s, s:s, s:b, s:s?, s:I, s:I, s:f, s:O?, s:I}",
-                     "kind", "outbox", "table", s->table, "state",
-                     state_name(s), "connected", pg_pool_connected(s->pool),
-                     "trouble", s->trouble, "last", (json_int_t)s->cursor.last,
-                     "missing", (json_int_t)missing(&s->cursor.gaps),
-                     "oldestGapSeconds", outbox_source_gap_age(s), "heldBy",
-                     s->holder, "wakeUps", (json_int_t)s->rings);
 }

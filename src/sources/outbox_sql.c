@@ -1,31 +1,38 @@
 #include "sources/outbox_sql.h"
 
+#include "base/buf.h"
 #include "base/mem.h"
 #include "pg/pg.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+#define COLUMNS (COLUMN_BODY - COLUMN_ID + 1)
+
 struct preset {
     const char *name;
-    /* id, type, version, aggregate type, id, version, time, metadata, body */
-    const char *columns;
+    const char *aggregate_id;
+    const char *columns[COLUMNS]; /* from COLUMN_ID on */
 };
 
 /* The three known shapes of a table (native, Prisma's, Debezium's). Of times
  * to_json() makes the same text whatever the session's DateStyle. */
 static const struct preset presets[] = {
     {"native",
-     "id::text, event_type, event_version::text, aggregate_type, "
-     "aggregate_id::text, aggregate_version::text, "
-     "to_json(occurred_at) #>> '{}', metadata::text, event_data::text"},
-    {"camel", "\"id\"::text, \"eventType\", NULL::text, \"aggregateType\", "
-              "\"aggregateId\"::text, NULL::text, "
-              "to_json(\"occurredAt\") #>> '{}', "
-              "\"metadata\"::text, \"payload\"::text"},
+     "aggregate_id",
+     {"id::text", "event_type", "event_version::text", "aggregate_type",
+      "aggregate_id::text", "aggregate_version::text",
+      "to_json(occurred_at) #>> '{}'", "metadata::text", "event_data::text"}},
+    {"camel",
+     "\"aggregateId\"",
+     {"\"id\"::text", "\"eventType\"", "NULL::text", "\"aggregateType\"",
+      "\"aggregateId\"::text", "NULL::text", "to_json(\"occurredAt\") #>> '{}'",
+      "\"metadata\"::text", "\"payload\"::text"}},
     {"debezium",
-     "id::text, \"type\", NULL::text, aggregatetype, aggregateid::text, "
-     "NULL::text, NULL::text, NULL::text, payload::text"},
+     "aggregateid",
+     {"id::text", "\"type\"", "NULL::text", "aggregatetype",
+      "aggregateid::text", "NULL::text", "NULL::text", "NULL::text",
+      "payload::text"}},
 };
 
 /*
@@ -77,6 +84,8 @@ const char outbox_check_sql[] =
     " (SELECT string_agg(text, '; ') FROM (SELECT text FROM faults LIMIT 3) f),"
     " (SELECT coalesce(pg_sequence_last_value(oid), 0) FROM named"
     "  WHERE oid IS NOT NULL),"
+    " to_regclass('event_shards') IS NOT NULL"
+    "  AND to_regprocedure('moontide_shard(text)') IS NOT NULL,"
     " EXISTS (SELECT 1 FROM pg_trigger WHERE tgrelid = to_regclass($1)"
     "  AND tgname = 'moontide_outbox_notify'),"
     " EXISTS (SELECT 1 FROM pg_publication"
@@ -99,35 +108,78 @@ const char outbox_holder_sql[] =
 /* The first row is the statement's snapshot. Its number is the smallest there
  * is, so that PostgreSQL merges it with the rows and sorts nothing. */
 #define SNAPSHOT_ROW                                                    \
-    "SELECT '-9223372036854775808'::bigint AS seq,"                     \
+    "SELECT '-9223372036854775808'::bigint AS seq, NULL::int AS shard," \
     " pg_current_snapshot()::text, NULL, NULL, NULL, NULL, NULL, NULL," \
     " NULL, NULL UNION ALL "
 
-static char *read_sql(const char *table, const char *columns)
+/* Rows of the table with their shard, and whether that is ours. The names are
+ * such that no column of a table has them. */
+static char *rows_sql(const char *table, const struct preset *preset)
 {
-    return xasprintf(SNAPSHOT_ROW
-                     "(SELECT seq, %s FROM %s WHERE seq > $1::bigint"
-                     " ORDER BY seq LIMIT $2::int) ORDER BY seq",
-                     columns, table);
+    return xasprintf("SELECT t.*, f.moontide_shard_,"
+                     " ($4::bool[])[f.moontide_shard_ + 1] AS moontide_ours_"
+                     " FROM %s t CROSS JOIN LATERAL (SELECT"
+                     " moontide_shard(t.%s::text)) f(moontide_shard_)",
+                     table, preset->aggregate_id);
+}
+
+/* The columns for the caller: of what is not ours only the number, so that
+ * PostgreSQL fetches no body for it. */
+static char *columns_sql(const struct preset *preset)
+{
+    struct buf sql = {0};
+
+    buf_add_text(&sql, "seq, moontide_shard_ AS shard");
+    for (int i = 0; i < COLUMNS; i++)
+        buf_printf(&sql, ", CASE WHEN moontide_ours_ THEN %s END",
+                   preset->columns[i]);
+    return buf_give(&sql);
+}
+
+#define NEWS                                                           \
+    "(%2$s WHERE t.seq > $1::bigint AND t.seq <= $2::bigint ORDER BY " \
+    "t.seq LIMIT $3::int)"
+
+static char *read_sql(const char *rows, const char *columns)
+{
+    return xasprintf(SNAPSHOT_ROW "(SELECT %1$s FROM " NEWS " n) ORDER BY seq",
+                     columns, rows);
 }
 
 /* The limit holds for gaps and news together, lowest numbers first: news may
  * not overtake a filled gap that did not fit. An unchanged snapshot shows no
  * more of the gaps than the last one did. */
-static char *read_gaps_sql(const char *table, const char *columns)
+static char *read_gaps_sql(const char *rows, const char *columns)
 {
     return xasprintf(
         SNAPSHOT_ROW
-        "(SELECT * FROM ("
-        "(SELECT r.* FROM unnest($3::bigint[], $4::bigint[]) g(a, b)"
-        " CROSS JOIN LATERAL (SELECT seq, %s FROM %s"
-        " WHERE seq BETWEEN g.a AND g.b AND seq <@ $5::int8multirange) r"
-        " WHERE pg_current_snapshot()::text <> $6 ORDER BY r.seq"
-        " LIMIT $2::int)"
-        " UNION ALL (SELECT seq, %s FROM %s WHERE seq > $1::bigint"
-        " ORDER BY seq LIMIT $2::int)) u ORDER BY seq LIMIT $2::int)"
-        " ORDER BY seq",
-        columns, table, columns, table);
+        "(SELECT %1$s FROM ("
+        "(SELECT r.* FROM unnest($5::bigint[], $6::bigint[]) g(a, b)"
+        " CROSS JOIN LATERAL (%2$s"
+        " WHERE t.seq BETWEEN g.a AND g.b AND t.seq <@ $7::int8multirange) r"
+        " WHERE pg_current_snapshot()::text <> $8 ORDER BY r.seq"
+        " LIMIT $3::int)"
+        " UNION ALL " NEWS ") u ORDER BY seq LIMIT $3::int) ORDER BY seq",
+        columns, rows);
+}
+
+/* Of some shards, what lies between two numbers. */
+static char *fetch_sql(const char *rows, const char *columns)
+{
+    return xasprintf("SELECT %1$s FROM (%2$s WHERE t.seq >= $1::bigint"
+                     " AND t.seq <= $2::bigint"
+                     " AND ($4::bool[])[f.moontide_shard_ + 1]"
+                     " ORDER BY t.seq LIMIT $3::int) n ORDER BY seq",
+                     columns, rows);
+}
+
+static char *plain_columns(const struct preset *preset)
+{
+    struct buf sql = {0};
+
+    for (int i = 0; i < COLUMNS; i++)
+        buf_printf(&sql, "%s%s", i ? ", " : "", preset->columns[i]);
+    return buf_give(&sql);
 }
 
 /* One part of a name, which may stand in quotes already. */
@@ -163,6 +215,7 @@ bool outbox_sql_init(struct outbox_sql *sql, const char *table,
                      const char *preset, struct err *err)
 {
     const struct preset *found = NULL;
+    char *rows, *columns;
 
     memset(sql, 0, sizeof(*sql));
     for (size_t i = 0; i < sizeof(presets) / sizeof(presets[0]); i++)
@@ -174,12 +227,14 @@ bool outbox_sql_init(struct outbox_sql *sql, const char *table,
                        preset);
     if (!quote_table(table, &sql->table, err))
         return false;
-    sql->columns = found->columns;
-    sql->read = read_sql(sql->table, found->columns);
-    sql->read_gaps = read_gaps_sql(sql->table, found->columns);
-    sql->fetch = xasprintf("SELECT seq, %s FROM %s WHERE seq BETWEEN $1::bigint"
-                           " AND $2::bigint ORDER BY seq LIMIT $3::int",
-                           found->columns, sql->table);
+    rows = rows_sql(sql->table, found);
+    columns = columns_sql(found);
+    sql->read = read_sql(rows, columns);
+    sql->read_gaps = read_gaps_sql(rows, columns);
+    sql->fetch = fetch_sql(rows, columns);
+    sql->columns = plain_columns(found);
+    free(rows);
+    free(columns);
     sql->anchor =
         xasprintf("SELECT (SELECT id::text FROM %s WHERE seq = $1::bigint),"
                   " (SELECT coalesce(max(seq), 0) FROM %s),"
@@ -195,5 +250,6 @@ void outbox_sql_fini(struct outbox_sql *sql)
     free(sql->read_gaps);
     free(sql->anchor);
     free(sql->fetch);
+    free(sql->columns);
     memset(sql, 0, sizeof(*sql));
 }

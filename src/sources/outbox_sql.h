@@ -6,10 +6,12 @@
 
 #include <stdbool.h>
 
-/* Columns of both reading statements, in this order. The first row has a NULL
- * seq and the text of the snapshot in the place of the id. */
+/* Columns of both reading statements, in this order. The first row has the text
+ * of the snapshot in the place of the id. From COLUMN_ID on a row of a shard
+ * that is not ours has NULLs. */
 enum outbox_column {
     COLUMN_SEQ,
+    COLUMN_SHARD,
     COLUMN_ID,
     COLUMN_TYPE,
     COLUMN_VERSION,
@@ -22,13 +24,15 @@ enum outbox_column {
 };
 
 /* One row, for the table $1: does it exist, system identifier, timeline, what
- * is wrong with its columns or its sequence (or NULL), the sequence's value. */
+ * is wrong with its columns or its sequence (or NULL), the sequence's value (0
+ * when it gave no number yet). */
 enum outbox_check {
     CHECK_EXISTS,
     CHECK_SYSTEM,
     CHECK_TIMELINE,
     CHECK_PROBLEM,
     CHECK_SEQUENCE,
+    CHECK_SHARDS,  /* the tables of migration 0009 are there */
     CHECK_TRIGGER, /* what outbox.wake needs is there */
     CHECK_PUBLICATION,
 };
@@ -39,11 +43,12 @@ enum outbox_anchor { ANCHOR_ID, ANCHOR_HIGHEST, ANCHOR_BELOW };
 
 struct outbox_sql {
     char *table;     /* quoted, with its schema */
-    char *read;      /* $1 last, $2 limit */
-    char *read_gaps; /* and $3 firsts, $4 lasts, $5 gaps, $6 last snapshot */
-    const char *columns; /* from the id on, of the preset */
+    char *read;      /* $1 last, $2 until, $3 limit, $4 our shards, from 0 */
+    char *read_gaps; /* and $5 firsts, $6 lasts, $7 gaps, $8 last snapshot */
+    char *columns; /* from the id on, of the preset */
     char *anchor;
-    char *fetch; /* $1 first, $2 last, $3 limit; no row of the snapshot */
+    char *fetch; /* $1 first, $2 last, $3 limit, $4 shards, from 0; no row of
+                    the snapshot */
 };
 
 extern const char outbox_check_sql[];

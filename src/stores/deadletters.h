@@ -7,7 +7,8 @@
  * logged; the callback comes once, with success, however long it takes (or
  * never, when the process ends first). Storing the same (handler, source,
  * partition, place, event id) again updates the row. Where the inbox already
- * has (handler, event id) nothing is stored and `was_done` is true.
+ * has (handler, event id) nothing is stored: DEAD_WAS_DONE. Nor where another
+ * host has the partition by now, which then decides itself: DEAD_FENCED.
  */
 #ifndef MT_STORES_DEADLETTERS_H
 #define MT_STORES_DEADLETTERS_H
@@ -26,6 +27,7 @@ struct dead_letter {
     const char *handler; /* "" when undecodable */
     const char *version;
     const struct event *event; /* borrowed until stored */
+    int64_t epoch;             /* of the handler's position: the fence */
     bool checks_inbox;         /* the handler is transactional */
     bool keeps_order;          /* its lane waits for it */
     bool has_lane;
@@ -37,7 +39,9 @@ struct dead_letter {
     int64_t first_failed_us, failed_us; /* wall clock */
 };
 
-typedef void dead_stored_fn(void *arg, bool was_done);
+enum dead_stored { DEAD_STORED, DEAD_WAS_DONE, DEAD_FENCED };
+
+typedef void dead_stored_fn(void *arg, enum dead_stored how);
 
 struct deadletters_ops {
     /* Copies what it needs before it returns, except event and its bytes. */

@@ -22,12 +22,14 @@ struct request {
 };
 
 /* In one transaction with the look into the inbox: an event whose effects are
- * committed already is done, whatever its last attempt said. */
+ * committed already is done, whatever its last attempt said. And with the fence:
+ * who lost the partition says nothing about its events any more. */
 static const char store_sql[] =
-    "WITH done AS (SELECT 1 FROM event_inbox WHERE $24::boolean"
+    "WITH held AS MATERIALIZED (SELECT moontide_holds($1, $7, $8, $25::bigint)"
+    " AS yes), done AS (SELECT 1 FROM event_inbox WHERE $24::boolean"
     " AND handler = $1 AND event_id = $3),"
     " parked AS (SELECT headers, history FROM event_parked"
-    "  WHERE id = $27::bigint),"
+    "  WHERE id = $28::bigint),"
     " w AS (INSERT INTO event_dead_letters AS d (handler, handler_version,"
     " event_id, event_type, aggregate_type, aggregate_id, source, partition,"
     " place, format, key, body, headers, facts, class, code, error, traceback,"
@@ -39,15 +41,16 @@ static const char store_sql[] =
     " coalesce((SELECT history FROM parked), '[]') || $20::jsonb, $21,"
     " coalesce((SELECT (history->0->>'at')::timestamptz FROM parked),"
     "  $22::timestamptz, now()), coalesce($23::timestamptz, now()),"
-    " $25::bigint, $26::boolean"
-    " WHERE NOT EXISTS (SELECT 1 FROM done)"
+    " $26::bigint, $27::boolean"
+    " WHERE NOT EXISTS (SELECT 1 FROM done) AND (SELECT yes FROM held)"
     " ON CONFLICT (handler, source, partition, place, event_id) DO UPDATE SET"
     " handler_version = excluded.handler_version, class = excluded.class,"
     " code = excluded.code, error = excluded.error,"
     " traceback = excluded.traceback, attempts = excluded.attempts,"
     " history = excluded.history, fingerprint = excluded.fingerprint,"
     " failed_at = excluded.failed_at, state = 'dead' RETURNING 1)"
-    " SELECT EXISTS (SELECT 1 FROM done), (SELECT count(*) FROM w)";
+    " SELECT EXISTS (SELECT 1 FROM done), (SELECT yes FROM held),"
+    " (SELECT count(*) FROM w)";
 
 /* A redriven delivery died again: its row is there, the place is its id. */
 static const char again_sql[] =
@@ -58,13 +61,18 @@ static const char again_sql[] =
     " history = history || $10::jsonb, fingerprint = $12, failed_at = now(),"
     " state = 'dead' WHERE id = $4::bigint"
     " AND NOT EXISTS (SELECT 1 FROM done) RETURNING 1)"
-    " SELECT EXISTS (SELECT 1 FROM done), (SELECT count(*) FROM w)";
+    " SELECT EXISTS (SELECT 1 FROM done), true, (SELECT count(*) FROM w)";
 
 static void on_stored(void *arg, const struct pg_result *res)
 {
     struct request *r = arg;
 
-    r->done(r->arg, *pg_result_value(res, 0, 0) == 't');
+    bool was_done = *pg_result_value(res, 0, 0) == 't';
+    bool is_ours = *pg_result_value(res, 0, 1) == 't';
+
+    r->done(r->arg, !is_ours   ? DEAD_FENCED
+                    : was_done ? DEAD_WAS_DONE
+                               : DEAD_STORED);
     free(r);
 }
 
@@ -135,6 +143,7 @@ static struct try *first_time(struct store *s, const struct dead_letter *letter,
     try_time(q, letter->first_failed_us);
     try_time(q, letter->failed_us);
     try_text(q, letter->checks_inbox ? "t" : "f");
+    try_number(q, letter->epoch);
     if (letter->has_lane)
         try_number(q, (int64_t)letter->lane);
     else

@@ -122,7 +122,7 @@ static void on_delivered(void *arg, const struct err *err)
     struct letter *letter = arg;
 
     if (!err) {
-        letter->done(letter->arg, false);
+        letter->done(letter->arg, DEAD_STORED);
         letter_free(letter);
         return;
     }

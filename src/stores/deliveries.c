@@ -24,6 +24,7 @@ static const char component[] = "deliveries";
 struct waiter {
     delivery_stored_fn *done;
     void *arg;
+    bool is_fenced;
 };
 
 enum column {
@@ -36,6 +37,7 @@ enum column {
     REASON,
     VERSION,
     ATTEMPTS,
+    EPOCH,
     COLUMNS,
 };
 
@@ -56,14 +58,25 @@ struct delivery_store {
     int64_t prune_seconds;
 };
 
+/* Gives the numbers of those that were not ours to store any more. */
 static const char put_sql[] =
-    "INSERT INTO event_deliveries (handler, event_id, source, partition, place,"
-    " outcome, reason, version, attempts) SELECT DISTINCT ON (1, 2) * FROM"
+    "WITH k AS MATERIALIZED (SELECT * FROM"
     " unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[],"
-    " $6::text[], $7::text[], $8::text[], $9::int[])"
-    " ON CONFLICT (handler, event_id) DO UPDATE SET"
+    " $6::text[], $7::text[], $8::text[], $9::int[], $10::bigint[])"
+    " WITH ORDINALITY AS k(handler, event_id, source, part, place, outcome,"
+    " reason, version, attempts, epoch, i)),"
+    " held AS MATERIALIZED (SELECT handler, source, part, epoch,"
+    " moontide_holds(handler, source, part, epoch) AS yes FROM (SELECT DISTINCT"
+    " handler, source, part, epoch FROM k ORDER BY 1, 2, 3) t),"
+    " w AS (INSERT INTO event_deliveries (handler, event_id, source, partition,"
+    " place, outcome, reason, version, attempts) SELECT DISTINCT ON (handler,"
+    " event_id) handler, event_id, source, part, place, outcome, reason,"
+    " version, attempts FROM k JOIN held h USING (handler, source, part, epoch)"
+    " WHERE h.yes ON CONFLICT (handler, event_id) DO UPDATE SET"
     " outcome = excluded.outcome, reason = excluded.reason,"
-    " version = excluded.version, attempts = excluded.attempts, at = now()";
+    " version = excluded.version, attempts = excluded.attempts, at = now())"
+    " SELECT i - 1 FROM k JOIN held h USING (handler, source, part, epoch)"
+    " WHERE NOT h.yes";
 
 /* Nothing when the same version ran here last. */
 static const char version_sql[] =
@@ -106,17 +119,23 @@ static struct batch *batch_new(struct delivery_store *s)
 static void answer(struct batch *b)
 {
     for (size_t i = 0; i < b->n; i++)
-        b->waiters[i].done(b->waiters[i].arg);
+        b->waiters[i].done(b->waiters[i].arg, b->waiters[i].is_fenced);
     batch_free(b);
 }
 
 static void send_gathered(struct delivery_store *s);
 
-static void on_put(void *arg, UNUSED const struct pg_result *res)
+static void on_put(void *arg, const struct pg_result *res)
 {
     struct batch *b = arg;
     struct delivery_store *s = b->store;
 
+    for (int row = 0; row < pg_result_nrows(res); row++) {
+        size_t i = strtoul(pg_result_value(res, row, 0), NULL, 10);
+
+        if (i < b->n)
+            b->waiters[i].is_fenced = true;
+    }
     s->is_sending = false;
     answer(b);
     send_gathered(s);
@@ -157,31 +176,38 @@ static void add_clean(struct buf *column, struct slice text)
     free(clean);
 }
 
-void delivery_store_put(struct delivery_store *s, const char *handler,
-                        const char *version, const struct event *event,
-                        const char *outcome, const char *reason, int attempts,
+static void add_row(struct batch *b, const struct delivery_row *row)
+{
+    const struct event *event = row->event;
+    const struct partition *p = event->partition;
+
+    array_add(&b->columns[HANDLER], row->handler);
+    add_clean(&b->columns[EVENT_ID], event->facts[FACT_ID]);
+    array_add(&b->columns[SOURCE], source_kind_name(p->ops->kind));
+    array_add(&b->columns[PARTITION], p->name);
+    array_add_number(&b->columns[PLACE], event->place);
+    array_add(&b->columns[OUTCOME], row->outcome);
+    add_clean(&b->columns[REASON], slice_of(row->reason));
+    array_add(&b->columns[VERSION], row->version);
+    array_add_number(&b->columns[ATTEMPTS], row->attempts);
+    array_add_number(&b->columns[EPOCH], row->epoch);
+}
+
+void delivery_store_put(struct delivery_store *s,
+                        const struct delivery_row *row,
                         delivery_stored_fn *done, void *arg)
 {
-    const struct partition *p = event->partition;
     struct batch *b;
 
     if (!s->gathered)
         s->gathered = batch_new(s);
     b = s->gathered;
-    array_add(&b->columns[HANDLER], handler);
-    add_clean(&b->columns[EVENT_ID], event->facts[FACT_ID]);
-    array_add(&b->columns[SOURCE], source_kind_name(p->ops->kind));
-    array_add(&b->columns[PARTITION], p->name);
-    array_add_number(&b->columns[PLACE], event->place);
-    array_add(&b->columns[OUTCOME], outcome);
-    add_clean(&b->columns[REASON], slice_of(reason ? reason : ""));
-    array_add(&b->columns[VERSION], version);
-    array_add_number(&b->columns[ATTEMPTS], attempts);
+    add_row(b, row);
     if (b->n == b->cap) {
         b->cap = b->cap ? 2 * b->cap : 64;
         b->waiters = xrealloc(b->waiters, b->cap * sizeof(*b->waiters));
     }
-    b->waiters[b->n++] = (struct waiter){done, arg};
+    b->waiters[b->n++] = (struct waiter){done, arg, false};
     if (!ev_is_active(&s->soon)) {
         ev_timer_set(&s->soon, 0., 0.);
         ev_timer_start(s->loop, &s->soon);

@@ -7,6 +7,7 @@
 #ifndef MT_STORES_DELIVERIES_H
 #define MT_STORES_DELIVERIES_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct delivery_store;
@@ -14,16 +15,25 @@ struct event;
 struct ev_loop;
 struct pg_pool;
 
-typedef void delivery_stored_fn(void *arg);
+/* `fenced`: not stored, another host has the partition by now. */
+typedef void delivery_stored_fn(void *arg, bool fenced);
 
 struct delivery_store *delivery_store_new(struct ev_loop *loop,
                                           struct pg_pool *pool);
 void delivery_store_free(struct delivery_store *s);
 
-/* `outcome`: skip. Retried inside until it is stored. */
-void delivery_store_put(struct delivery_store *s, const char *handler,
-                        const char *version, const struct event *event,
-                        const char *outcome, const char *reason, int attempts,
+struct delivery_row { /* borrowed during the call */
+    const char *handler, *version;
+    const struct event *event;
+    int64_t epoch;       /* of the handler's position: the fence */
+    const char *outcome; /* skip */
+    const char *reason;
+    int attempts;
+};
+
+/* Retried inside until it is stored. */
+void delivery_store_put(struct delivery_store *s,
+                        const struct delivery_row *row,
                         delivery_stored_fn *done, void *arg);
 
 /* The version that runs from this place on. */

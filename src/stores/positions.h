@@ -2,8 +2,9 @@
  * Where handlers stand, kept outside: in event_handler_positions, or without
  * PostgreSQL in the compacted topic <group>.positions.
  *
- * take() reads and raises the epoch in one statement; save() writes only where
- * the epoch is still ours (design 13.2), and says where it was not. A stored
+ * take() reads and raises the epoch in one statement (of a shard of the outbox,
+ * which has one already, it reads it); save() writes only where the epoch is
+ * still ours (design 13.2), and says where it was not. A stored
  * source_id that differs is another partition: found = false, and logged.
  * Callbacks run on the loop, never from within the call. Requests made while
  * the store is unreachable wait and are sent when it is back.
@@ -44,6 +45,7 @@ typedef void positions_saved_fn(void *arg, size_t n_fenced,
                                 const size_t *fenced, const struct err *err);
 
 struct positions_ops {
+    /* Keys of one partition. */
     void (*take)(struct positions *s, size_t n, const struct position_key *keys,
                  positions_taken_fn *done, void *arg);
     /* Rows that take() found absent, before the first delivery: the fence

@@ -1,7 +1,10 @@
 /*
- * Positions in event_handler_positions. A row is ours while it carries our
- * owner and the epoch we raised it to; everything is written on that
- * condition, so a host that was replaced writes nothing any more.
+ * Positions in event_handler_positions. Everything is written on the condition
+ * that the partition is still ours, so a host that was replaced writes nothing
+ * any more. Of Kafka a row is ours while it carries our owner and the epoch that
+ * we raised it to. Of the outbox the shard is ours, and its lease's epoch is the
+ * token for the rows of all handlers: taking a shard over changes one row, not
+ * one for each of a thousand handlers.
  */
 #include "stores/positions.h"
 
@@ -40,25 +43,41 @@ static const char take_sql[] =
     " AND p.source = k.source AND p.partition = k.part"
     " RETURNING k.i - 1, p.source_id, p.seq, p.gaps::text, p.epoch";
 
+/* Nothing is written: the epoch is the shard's, -1 when that is not ours. */
+static const char take_shard_sql[] =
+    "SELECT k.i - 1, p.source_id, p.seq, p.gaps::text, coalesce(s.epoch, -1)"
+    " FROM unnest($1::text[], $2::text[], $3::text[])"
+    " WITH ORDINALITY AS k(handler, source, part, i)"
+    " LEFT JOIN event_shards s ON s.shard = k.part::int AND s.owner = $4"
+    " LEFT JOIN event_handler_positions p ON p.handler_name = k.handler"
+    " AND p.source = k.source AND p.partition = k.part";
+
 static const char save_sql[] =
     "WITH k AS (SELECT * FROM unnest($1::text[], $2::text[], $3::text[],"
     " $4::text[], $5::bigint[], $6::text[], $7::bigint[], $8::text[],"
     " $9::timestamptz[]) WITH ORDINALITY"
     " AS k(handler, source, part, source_id, seq, gaps, epoch, last_id,"
     " last_at, i)),"
+    " held AS MATERIALIZED (SELECT s.shard::text AS part, s.epoch"
+    " FROM event_shards s WHERE s.owner = $10 AND (s.shard::text, s.epoch) IN"
+    " (SELECT part, epoch FROM k WHERE source = 'outbox') ORDER BY s.shard"
+    " FOR KEY SHARE),"
     " w AS (INSERT INTO event_handler_positions AS p (handler_name, source,"
     " partition, source_id, seq, gaps, last_processed_id, last_processed_at,"
     " owner, epoch) SELECT handler, source, part, source_id, seq,"
     " gaps::int8multirange, last_id, last_at, $10, epoch FROM k"
-    " ORDER BY handler, source, part"
+    " WHERE source <> 'outbox' OR (part, epoch) IN (SELECT part, epoch"
+    " FROM held) ORDER BY handler, source, part"
     " ON CONFLICT (handler_name, source, partition) DO UPDATE SET"
     " source_id = excluded.source_id, seq = excluded.seq,"
     " gaps = excluded.gaps, updated_at = now(),"
     " last_processed_id = coalesce(excluded.last_processed_id,"
     "  p.last_processed_id),"
     " last_processed_at = coalesce(excluded.last_processed_at,"
-    "  p.last_processed_at)"
-    " WHERE p.epoch = excluded.epoch AND p.owner = excluded.owner"
+    "  p.last_processed_at),"
+    " owner = excluded.owner, epoch = excluded.epoch"
+    " WHERE p.source = 'outbox' OR"
+    " (p.epoch = excluded.epoch AND p.owner = excluded.owner)"
     " RETURNING p.handler_name, p.source, p.partition)"
     " SELECT i - 1 FROM k WHERE NOT EXISTS (SELECT 1 FROM w"
     " WHERE w.handler_name = k.handler AND w.source = k.source"
@@ -88,6 +107,8 @@ static void take_row(const struct request *r, const struct pg_result *res,
     if (i >= r->n)
         return;
     found[i].epoch = strtoll(pg_result_value(res, row, 4), NULL, 10);
+    if (pg_result_is_null(res, row, 1))
+        return;
     if (strcmp(source_id, r->source_ids[i]) != 0) {
         log_warn("stored position is of another source, not used",
                  "stored=" LOG_Q " now=" LOG_Q, source_id, r->source_ids[i]);
@@ -144,7 +165,9 @@ static void take(struct positions *pub, size_t n,
 {
     struct store *s = store_of(pub);
     struct request *r = xcalloc(1, sizeof(*r));
-    struct try *q = try_new(&s->tries, "take positions", take_sql);
+    bool is_shard = n > 0 && keys[0].source == SOURCE_OUTBOX;
+    struct try *q = try_new(&s->tries, "take positions",
+                            is_shard ? take_shard_sql : take_sql);
 
     r->n = n;
     r->taken = done;

@@ -77,7 +77,7 @@ static int64_t setting_ms(const struct runtime *rt, const char *name,
 
 int64_t db_idle_limit_ms(const struct runtime *rt)
 {
-    return setting_ms(rt, "database.lease", 10000) * 8 / 10;
+    return setting_ms(rt, "database.lease", 6000) * 8 / 10;
 }
 
 /* Statements outside a transaction get a limit that no delivery's timeout
@@ -97,6 +97,20 @@ static char *session_sql(const struct runtime *rt, bool main)
                      "SET search_path = %s%s",
                      idle, quoted,
                      strcmp(quoted, "\"public\"") == 0 ? "" : ", public");
+}
+
+#define NODE_MOST 40 /* so that PostgreSQL does not cut the name */
+
+/* Whose worker it is: who takes the host's shards over ends its sessions
+ * (sources/outbox_lease.c). */
+static char *session_name(const struct runtime *rt)
+{
+    const char *node = rt->node ? rt->node : "";
+    size_t len = strlen(node);
+
+    return xasprintf("moontide %s%sworker %d",
+                     len > NODE_MOST ? node + len - NODE_MOST : node,
+                     len ? " " : "", rt->index);
 }
 
 bool db_prepares(const struct runtime *rt)
@@ -120,7 +134,7 @@ static struct db *db_open(struct runtime *rt, const char *name, struct err *err)
     db->name = xstrdup(name);
     db->rt = rt;
     sql = session_sql(rt, main);
-    app = xasprintf("moontide worker %d", rt->index);
+    app = session_name(rt);
     struct pg_pool_options opts = {
         .url = url,
         .name = name,

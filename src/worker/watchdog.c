@@ -15,7 +15,7 @@ static const char component[] = "watchdog";
 
 struct watchdog {
     struct runtime *rt;
-    int64_t lease_us;
+    int64_t silence_us;
     pthread_mutex_t lock; /* between setting a hook and clearing or closing */
     pthread_cond_t stop_asked;
     bool is_stopping, has_thread;
@@ -26,13 +26,13 @@ struct watchdog {
     int64_t seen_since_us;
 };
 
-struct watchdog *watchdog_new(struct runtime *rt, int64_t lease_us)
+struct watchdog *watchdog_new(struct runtime *rt, int64_t silence_us)
 {
     struct watchdog *wd = xcalloc(1, sizeof(*wd));
     pthread_condattr_t attr;
 
     wd->rt = rt;
-    wd->lease_us = lease_us;
+    wd->silence_us = silence_us;
     pthread_mutex_init(&wd->lock, NULL);
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -130,10 +130,10 @@ static void look_at_host(const struct watchdog *wd, int64_t now)
     const struct channel_control *control = wd->rt->control;
     int64_t alive;
 
-    if (!wd->lease_us || !control)
+    if (!wd->silence_us || !control)
         return;
     alive = atomic_load(&control->host_alive_us);
-    if (alive && now - alive > wd->lease_us) {
+    if (alive && now - alive > wd->silence_us) {
         log_error("host is silent", "seconds=%lld",
                   (long long)((now - alive) / 1000000));
         _exit(3);

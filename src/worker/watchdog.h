@@ -19,9 +19,9 @@ struct runtime;
 struct vm;
 struct watchdog;
 
-/* A watchdog over `rt`. `lease_us`: end the process when the host has not been
- * alive for so long; 0 for no host. */
-struct watchdog *watchdog_new(struct runtime *rt, int64_t lease_us);
+/* A watchdog over `rt`. `silence_us`: end the process when the host has not
+ * been alive for so long; 0 for no host. */
+struct watchdog *watchdog_new(struct runtime *rt, int64_t silence_us);
 void watchdog_free(struct watchdog *wd);
 
 /* On the calling thread until watchdog_stop(), or on a thread of its own. */

@@ -578,17 +578,19 @@ static bool set_up(struct worker *w, const int fds[4], struct err *err)
     return true;
 }
 
-static int64_t lease_us(const struct worker *w)
+/* A lease is renewed every third of it: what is left of one when the host falls
+ * silent may be two thirds only. */
+static int64_t silence_us(const struct worker *w)
 {
-    const char *lease = runtime_text(&w->rt, "database.lease", "10s");
+    const char *lease = runtime_text(&w->rt, "database.lease", "6s");
     int64_t ms;
 
-    return duration_parse(lease, &ms) ? ms * 1000 : 10000000;
+    return duration_parse(lease, &ms) ? ms * 1000 * 2 / 3 : 4000000;
 }
 
 static bool run(struct worker *w, struct err *err)
 {
-    struct watchdog *wd = watchdog_new(&w->rt, lease_us(w));
+    struct watchdog *wd = watchdog_new(&w->rt, silence_us(w));
     pthread_attr_t attr;
     pthread_t thread;
     int rc;

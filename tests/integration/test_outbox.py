@@ -283,7 +283,7 @@ def test_the_last_positions_are_tried_again_while_a_drain_has_time(database, mak
     host.wait(lambda: "positions not saved" in host.log_text(), 20, "the failure is said")
     database.query("alter table away rename to event_handler_positions")
     assert host.process.wait(20) == 0
-    ends = database.query("select seq from event_handler_positions")
+    ends = database.query("select distinct seq from event_handler_positions")
     assert ends == [(database.value("select max(seq) + 1 from domain_events"),)]
 
 

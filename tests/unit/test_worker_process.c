@@ -257,9 +257,9 @@ static void test_marks_of_a_killed_worker(void **state)
     channel_close(&h.ch);
 }
 
-/* A host that is silent for longer than the lease: the worker stops, also in
- * the middle of Lua. The lease of the default settings is 10 s, so the sign of
- * life is set back. */
+/* A host that is silent for two thirds of a lease: the worker stops, also in the
+ * middle of Lua. The lease of the default settings is 6 s, so the sign of life
+ * is set back. */
 static void test_silent_host(void **state)
 {
     struct host h;
@@ -268,7 +268,7 @@ static void test_silent_host(void **state)
     (void)state;
     host_start(&h, 1 << 16);
     load(&h, "return { handle = function() end }");
-    atomic_store(&h.ch.control->host_alive_us, clock_mono_us() - 11000000);
+    atomic_store(&h.ch.control->host_alive_us, clock_mono_us() - 4100000);
     assert_int_equal(waitpid(h.pid, &status, 0), h.pid);
     assert_int_equal(WEXITSTATUS(status), 3);
     channel_close(&h.ch);
