@@ -388,8 +388,8 @@ def test_positions_of_the_whole_become_those_of_its_shards(database, make_host):
     host = make_host(settings=on_outbox(database), handlers={"recorder": recorder()})
     ids = [database.publish("Changed", "Thing", f"00000000-0000-4000-8000-{i:012d}", {"n": i})
            for i in range(200)]
-    host.cli("migrate", "down", "-c", str(host.conf))
-    assert not database.value("select to_regclass('event_shards')")
+    while database.value("select to_regclass('event_shards')"):
+        host.cli("migrate", "down", "-c", str(host.conf))
     host.start()
     host.wait(lambda: "stop all hosts and run moontide migrate up" in host.log_text(), 20,
               "it says what to do")
