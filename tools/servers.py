@@ -41,6 +41,16 @@ def free_port():
         return s.getsockname()[1]
 
 
+def children_of(pid):
+    found = []
+    for task in glob.glob(f"/proc/{pid}/task/*/children"):
+        try:
+            found += [int(child) for child in Path(task).read_text().split()]
+        except OSError:
+            pass  # the thread has ended meanwhile
+    return found
+
+
 def tail(path, lines=20):
     try:
         return "\n".join(Path(path).read_text(errors="replace").splitlines()[-lines:])
@@ -198,18 +208,88 @@ class Postgres(Server):
         """SIGINT is PostgreSQL's fast shutdown, SIGQUIT its crash."""
         self.end(sig)
 
+    def kill(self):
+        """SIGKILL for all of its processes at once, as a power cut ends them."""
+        pids = [self.process.pid, *children_of(self.process.pid)]
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it had just ended
+        self.process.wait()
+        wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 10,
+                 "the server's processes end")
+
+    def standby(self, folder, settings=None):
+        """A second cluster that follows this one; not started."""
+        other = Postgres(folder, settings=dict(self.settings, **(settings or {})))
+        other.folder.mkdir(parents=True)
+        if self.user:
+            shutil.chown(other.folder, self.user, self.user)
+        self.as_owner([self.bin / "pg_basebackup", "-D", other.data, "-d", self.url(), "-R",
+                       "-c", "fast"])
+        return other
+
+    def promote(self):
+        self.query("select pg_promote(true, 30)")
+
+
+class Bouncer(Server):
+    """pgbouncer in transaction mode before a cluster of the tests."""
+
+    def __init__(self, folder, postgres, size=3):
+        super().__init__(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.port, self.postgres = free_port(), postgres
+        (self.folder / "users.txt").write_text('"postgres" ""\n')
+        (self.folder / "pgbouncer.ini").write_text(f"""
+[databases]
+* = host=127.0.0.1 port={postgres.port}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {self.port}
+unix_socket_dir =
+auth_type = trust
+auth_file = {self.folder}/users.txt
+pool_mode = transaction
+default_pool_size = {size}
+admin_users = postgres
+max_client_conn = 200
+""")
+        self.spawn(["/usr/sbin/pgbouncer", self.folder / "pgbouncer.ini"],
+                   user=postgres.user, cwd="/")
+        self.await_ready(self.answers, 10, "pgbouncer")
+
+    def answers(self):
+        with socket.socket() as s:
+            return s.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def url(self, database):
+        return f"postgres://postgres@127.0.0.1:{self.port}/{database.name}"
+
+    def renew(self):
+        """New sessions instead of those that moontide's clients have set up."""
+        admin = psycopg2.connect(f"postgres://postgres@127.0.0.1:{self.port}/pgbouncer")
+        admin.autocommit = True
+        admin.cursor().execute("RECONNECT")
+        admin.close()
+
 
 class Kafka(Server):
-    """Apache Kafka, one node that is broker and controller (KRaft)."""
+    """Apache Kafka, one node that is broker and controller (KRaft).
+
+    `through` is the port of a proxy that clients of a further listener (`inner`)
+    are sent to. `voters` makes it one of several nodes: see KafkaCluster.
+    """
 
     PROPERTIES = """
 process.roles=broker,controller
-node.id=1
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+node.id={node}
+listeners={listeners}
+advertised.listeners={advertised}
 controller.listener.names=CONTROLLER
-controller.quorum.bootstrap.servers=127.0.0.1:{controller}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+{quorum}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,PROXIED:PLAINTEXT
 log.dirs={folder}/logs
 num.partitions=8
 offsets.topic.num.partitions=4
@@ -223,16 +303,14 @@ group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 auto.create.topics.enable=false
 log.cleaner.dedupe.buffer.size=16777216
+socket.request.max.bytes=268435456
 """
 
-    JVM = ["-Xmx768m", "-Xms256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
-           "-Xshare:auto", "-Djava.awt.headless=true"]
+    JVM = ["-Xms256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto",
+           "-Djava.awt.headless=true"]
 
     #: The second listener, for who asks for one: users with passwords over TLS.
     SECURE = """
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller},SASL_SSL://127.0.0.1:{secure}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL_SSL://127.0.0.1:{secure}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL
 sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256
 ssl.keystore.type=PKCS12
 ssl.keystore.location={folder}/broker.p12
@@ -242,28 +320,43 @@ listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.se
 """
     USER, PASSWORD = "moon", "tide and ebb"
 
-    def __init__(self, folder, authority=None):
+    #: One of several nodes: no record that is acknowledged is on one of them alone.
+    REPLICATED = """
+default.replication.factor=3
+min.insync.replicas=2
+offsets.topic.replication.factor=3
+transaction.state.log.replication.factor=3
+transaction.state.log.min.isr=2
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+controller.quorum.election.timeout.ms=1000
+controller.quorum.fetch.timeout.ms=2000
+"""
+
+    def __init__(self, folder, authority=None, through=None, node=1, heap="768m"):
         super().__init__(folder)
         self.port, self.controller = free_port(), free_port()
         self.bootstrap = f"127.0.0.1:{self.port}"
         self.authority = authority
         self.secure = free_port() if authority else None
+        self.through, self.inner = through, free_port() if through else None
+        self.node, self.heap = node, heap
+        self.cluster, self.voters = str(uuid.uuid4()).replace("-", "")[:22], None
 
     @property
     def properties(self):
         return self.folder / "server.properties"
 
     def java(self, *args):
-        return ["java", *self.JVM, "-cp", f"{KAFKA_LIBS}/*", *args]
+        return ["java", f"-Xmx{self.heap}", *self.JVM, "-cp", f"{KAFKA_LIBS}/*", *args]
 
     def init(self):
         if not KAFKA_LIBS.is_dir():
             raise RuntimeError("no jars of Apache Kafka: run ./dev deps")
         self.folder.mkdir(parents=True, exist_ok=True)
-        cluster = str(uuid.uuid4()).replace("-", "")[:22]
-        argv = self.java("kafka.tools.StorageTool", "format", "--standalone",
-                         "-t", cluster, "-c", str(self.properties))
-        text = self.PROPERTIES
+        argv = self.java("kafka.tools.StorageTool", "format", "-t", self.cluster,
+                         "-c", str(self.properties), *([] if self.voters else ["--standalone"]))
+        text = self.PROPERTIES + (self.REPLICATED if self.voters else "")
         if self.authority:
             # Of two lines with the same name the later one counts.
             text += self.SECURE
@@ -272,16 +365,30 @@ listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.se
             cert, key = self.authority.issue("broker")
             self.authority.openssl("pkcs12", "-export", "-in", cert, "-inkey", key, "-out",
                                    self.folder / "broker.p12", "-passout", "pass:changeit")
+        bound = [f"CONTROLLER://127.0.0.1:{self.controller}", *self.listeners(self.inner)]
+        quorum = (f"controller.quorum.voters={self.voters}" if self.voters else
+                  f"controller.quorum.bootstrap.servers=127.0.0.1:{self.controller}")
         self.properties.write_text(text.format(
-            port=self.port, controller=self.controller, folder=self.folder,
-            secure=self.secure, user=self.USER, password=self.PASSWORD))
+            node=self.node, listeners=",".join(bound), quorum=quorum, folder=self.folder,
+            advertised=",".join(self.listeners(self.through)), user=self.USER,
+            password=self.PASSWORD))
         subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
         return self
+
+    def listeners(self, proxied):
+        """Those for clients; the last one differs inside and outside."""
+        ports = {"PLAINTEXT": self.port, "SASL_SSL": self.secure, "PROXIED": proxied}
+        return [f"{name}://127.0.0.1:{port}" for name, port in ports.items() if port]
 
     def start(self):
         self.spawn(self.java("kafka.Kafka", self.properties))
         self.await_ready(self.answers, 90, "Apache Kafka")
         return self
+
+    def run_tool(self, tool, *args):
+        """One of Kafka's own tools, as its scripts call them."""
+        subprocess.run(self.java(tool, "--bootstrap-server", self.bootstrap, *map(str, args)),
+                       check=True, stdout=subprocess.DEVNULL)
 
     def answers(self):
         with socket.socket() as s:
@@ -297,3 +404,42 @@ listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.se
     def stop(self, sig=signal.SIGKILL):
         """Its data is thrown away with the folder: no reason to wait."""
         self.end(sig)
+
+
+class KafkaCluster:
+    """Several nodes, each broker and controller; every topic is on three."""
+
+    def __init__(self, folder, nodes=3, heap="400m"):
+        self.nodes = [Kafka(Path(folder) / f"node{n + 1}", node=n + 1, heap=heap)
+                      for n in range(nodes)]
+        self.bootstrap = ",".join(node.bootstrap for node in self.nodes)
+
+    def start(self):
+        voters = ",".join(f"{node.node}@127.0.0.1:{node.controller}" for node in self.nodes)
+        for node in self.nodes:
+            node.cluster, node.voters = self.nodes[0].cluster, voters
+            node.init()
+            node.spawn(node.java("kafka.Kafka", node.properties))
+        wait_for(self.is_whole, 180, "three brokers")
+        return self
+
+    def is_whole(self):
+        """All answer, and no partition lacks a replica."""
+        try:
+            found = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0}).list_topics(
+                timeout=2)
+        except Exception:  # confluent_kafka raises its own kind for "not yet"
+            return False
+        return len(found.brokers) == len(self.nodes) and all(
+            len(part.isrs) == len(part.replicas) and part.leader > 0
+            for topic in found.topics.values() for part in topic.partitions.values())
+
+    def leader(self, topic, partition=0):
+        """The node that leads a partition."""
+        found = AdminClient({"bootstrap.servers": self.bootstrap}).list_topics(topic, timeout=10)
+        number = found.topics[topic].partitions[partition].leader
+        return next(node for node in self.nodes if node.node == number)
+
+    def stop(self):
+        for node in self.nodes:
+            node.stop()

@@ -3,12 +3,11 @@
 import json
 from urllib.parse import quote
 
-import psycopg2
 import pytest
 from harness import Catcher, Database, envelope
 from scenes import (QUICK_GROUP, assert_once_and_in_order, count, make_seen, recorder,
                     wait_count)
-from servers import Authority, Postgres, Server, free_port, wait_for
+from servers import Authority, Bouncer, Postgres, free_port, wait_for
 
 # --- Kafka with TLS and passwords ------------------------------------------------
 
@@ -225,48 +224,6 @@ def test_a_password_does_not_travel_in_the_clear(database, authority, make_host,
 
 
 # --- behind a pooler ---------------------------------------------------------------------
-
-
-class Bouncer(Server):
-    """pgbouncer in transaction mode before a cluster of the tests."""
-
-    def __init__(self, folder, postgres, size=3):
-        super().__init__(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.port, self.postgres = free_port(), postgres
-        (self.folder / "users.txt").write_text('"postgres" ""\n')
-        (self.folder / "pgbouncer.ini").write_text(f"""
-[databases]
-* = host=127.0.0.1 port={postgres.port}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {self.port}
-unix_socket_dir =
-auth_type = trust
-auth_file = {self.folder}/users.txt
-pool_mode = transaction
-default_pool_size = {size}
-admin_users = postgres
-max_client_conn = 200
-""")
-        self.spawn(["/usr/sbin/pgbouncer", self.folder / "pgbouncer.ini"],
-                   user=postgres.user, cwd="/")
-        self.await_ready(self.answers, 10, "pgbouncer")
-
-    def answers(self):
-        import socket
-        with socket.socket() as s:
-            return s.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def url(self, database):
-        return f"postgres://postgres@127.0.0.1:{self.port}/{database.name}"
-
-    def renew(self):
-        """New sessions instead of those that moontide's clients have set up."""
-        admin = psycopg2.connect(f"postgres://postgres@127.0.0.1:{self.port}/pgbouncer")
-        admin.autocommit = True
-        admin.cursor().execute("RECONNECT")
-        admin.close()
 
 
 @pytest.fixture

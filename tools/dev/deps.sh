@@ -16,7 +16,7 @@ PACKAGES=(
     # the servers and the tools of the tests and of the demo
     postgresql maven default-jre-headless python3 python3-psycopg2
     python3-confluent-kafka python3-pytest python3-pytest-xdist
-    python3-aiosmtpd pgbouncer openssl
+    python3-aiosmtpd pgbouncer openssl faketime
 )
 RDKAFKA_SUITE=trixie # Debian 13, whose librdkafka is the oldest we run with
 RDKAFKA_MIN=2.8

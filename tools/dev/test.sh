@@ -1,4 +1,4 @@
-# ./dev test [quick|unit|lua|instructions|integration|faults|NAME]
+# ./dev test [quick|unit|lua|instructions|integration|faults [--long] [-k ROW]|NAME]
 #
 # Servers are started by the tests that need them (tests/integration/), never
 # taken from the machine.
@@ -55,6 +55,14 @@ test_integration() {
     test_pytest tests/integration
 }
 
+# The fault plan: docs/RELIABILITY.md. One line for each scenario goes to
+# tests/faults/results/; `--dist loadgroup` keeps the three-broker rows together.
+test_faults() {
+    build_preset dev
+    MOONTIDE_FAULTS_RUN="${MOONTIDE_FAULTS_RUN:-$(date +%Y%m%d-%H%M%S)}" \
+        test_pytest tests/faults --dist loadgroup -rxX "$@"
+}
+
 test_named() {
     local name="$1"
 
@@ -98,7 +106,7 @@ dev_test() {
     lua) test_lua ;;
     integration) test_integration ;;
     instructions) test_instructions ;;
-    faults) test_pytest tests/integration -m faults ;;
+    faults) shift; test_faults "$@" ;;
     *) test_named "$what" ;;
     esac
 }

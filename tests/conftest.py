@@ -9,17 +9,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT / "tools"), str(Path(__file__).resolve().parent)]
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests" / "integration")]
 
 from harness import Catcher, Database, Host, Topics  # noqa: E402
 from servers import Authority, Kafka, Postgres  # noqa: E402
 
 numbers = itertools.count(1)
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "faults: kills, cuts and floods; the slowest scenarios")
 
 
 @pytest.hookimpl(hookwrapper=True)
