@@ -66,7 +66,7 @@ def into_kafka(args, pace, journal):
         return lambda err, _: journal.note("unknown" if err else "acked", id, key, n, at)
 
     while pace.take(1):
-        key = key_of(rng.randrange(args.keys))
+        key = key_of(args.first_key + rng.randrange(args.keys))
         n, id, at = numbers[key], str(uuid.UUID(int=rng.getrandbits(128), version=4)), time.time()
         numbers[key] += 1
         while True:
@@ -118,7 +118,7 @@ class Outbox:
             written, at = [], time.time()
             with connection.cursor() as cursor:
                 for number in chosen:
-                    key, n = key_of(number), self.numbers[number]
+                    key, n = key_of(self.args.first_key + number), self.numbers[number]
                     cursor.execute("select publish_event(%s, %s, %s, %s)",
                                    (self.args.type, self.args.aggregate, key,
                                     json.dumps({"n": n, "note": self.args.note})))
@@ -165,6 +165,7 @@ def main():
     parser.add_argument("--rate", type=float, default=0, help="events a second; 0: as fast as can be")
     parser.add_argument("--count", type=int, default=0, help="0: until SIGTERM")
     parser.add_argument("--keys", type=int, default=200)
+    parser.add_argument("--first-key", type=int, default=0)
     parser.add_argument("--seed", default="1")
     parser.add_argument("--type", default="Happened")
     parser.add_argument("--aggregate", default="Thing")
@@ -179,6 +180,7 @@ def main():
     pace = Pace(args.rate, args.count)
     signal.signal(signal.SIGTERM, lambda *_: pace.ended.set())
     journal = Writer(args.journal)
+    print("ready", flush=True)
     try:
         left = (into_kafka if args.into == "kafka" else into_outbox)(args, pace, journal)
     finally:

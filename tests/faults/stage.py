@@ -53,6 +53,7 @@ class Producer(Server):
     def __init__(self, folder, journal, into, **options):
         super().__init__(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.ends_itself = "count" in options
         argv = [sys.executable, ROOT / "tests/faults/producer.py", into,
                 "--journal", journal.path]
         for name, value in options.items():
@@ -65,8 +66,9 @@ class Producer(Server):
         assert code == 0, f"the producer: exit {code}\n{self.log.read_text()[-2000:]}"
 
     def finish(self):
-        """Write no more; wait for the answers that are on their way."""
-        if self.running():
+        """Write no more than was asked for; wait for the answers under way."""
+        if self.running() and not self.ends_itself:
+            self.await_ready(lambda: "ready" in self.log.read_text(), 20, "the producer")
             self.process.terminate()
         self.wait(320)
 

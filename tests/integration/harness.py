@@ -318,11 +318,11 @@ class Topics:
         self.bootstrap = kafka.bootstrap
         self.admin = AdminClient({"bootstrap.servers": self.bootstrap})
 
-    def create(self, name="events", partitions=8, **config):
+    def create(self, name="events", partitions=8, replicas=1, **config):
         from confluent_kafka.admin import NewTopic
 
         topic = f"{self.prefix}.{name}"
-        new = NewTopic(topic, num_partitions=partitions, replication_factor=1,
+        new = NewTopic(topic, num_partitions=partitions, replication_factor=replicas,
                        config={k.replace("_", "."): str(v) for k, v in config.items()})
         self.admin.create_topics([new])[topic].result(30)
         return topic

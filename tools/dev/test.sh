@@ -58,7 +58,6 @@ test_integration() {
 # The fault plan: docs/RELIABILITY.md. One line for each scenario goes to
 # tests/faults/results/; `--dist loadgroup` keeps the three-broker rows together.
 test_faults() {
-    build_preset dev
     MOONTIDE_FAULTS_RUN="${MOONTIDE_FAULTS_RUN:-$(date +%Y%m%d-%H%M%S)}" \
         test_pytest tests/faults --dist loadgroup -rxX "$@"
 }
