@@ -267,6 +267,9 @@ max_client_conn = 200
     def url(self, database):
         return f"postgres://postgres@127.0.0.1:{self.port}/{database.name}"
 
+    def stop(self):
+        self.end()
+
     def renew(self):
         """New sessions instead of those that moontide's clients have set up."""
         admin = psycopg2.connect(f"postgres://postgres@127.0.0.1:{self.port}/pgbouncer")
