@@ -142,6 +142,7 @@ class Postgres(Server):
         self.settings.update(settings or {})
         self.user = "postgres" if os.geteuid() == 0 else None
         self.owner = self.user or pwd.getpwuid(os.geteuid()).pw_name
+        self.env = None  # the caller's
         self.bin = Path(sorted(glob.glob("/usr/lib/postgresql/*/bin"),
                                key=lambda p: int(p.split("/")[4]))[-1])
 
@@ -179,7 +180,7 @@ class Postgres(Server):
                        unix_socket_directories="")
         self.spawn([self.bin / "postgres", "-D", self.data]
                    + [f"--{name}={value}" for name, value in options.items()],
-                   user=self.user, cwd="/")
+                   user=self.user, cwd="/", env=self.env)
         self.await_ready(self.answers, 30, "PostgreSQL")
         return self
 

@@ -124,11 +124,24 @@ function M.outcome(value, is_made)
   return parts(judge(value, is_made) or new("ack"))
 end
 
+-- What the database says of itself and not of the event: two transactions were
+-- in each other's way (serialization_failure, deadlock_detected), or it has no
+-- disk, memory or connection left (class 53). It is tried again, and that is no
+-- attempt: the same event would do in a better moment.
+local function failed(class, code, reason)
+  if code == "40001" or code == "40P01" then
+    return new("snooze", class, code, reason, math.random(10, 100))
+  end
+  if code and code:sub(1, 2) == "53" then
+    return new("snooze", class, code, reason, math.random(500, 1500))
+  end
+  return new("retry", class, code, reason)
+end
+
 local function of_error(value)
   if is_verdict(value) then return value end
   if value == nil then return bug("nil was raised") end
-  local class, code, reason = explain(value, "bug")
-  return new("retry", class, code, reason)
+  return failed(explain(value, "bug"))
 end
 
 function M.describe(value)
@@ -161,7 +174,8 @@ local LOCK_NOT_AVAILABLE = "55P03"
 local FENCED = "MT002"
 
 local function of_db(err)
-  return new(err.code == FENCED and "fenced" or "retry", err.class, err.code, err.message)
+  if err.code == FENCED then return new("fenced", err.class, err.code, err.message) end
+  return failed(err.class, err.code, err.message)
 end
 
 -- Waiting for another's inbox row is no attempt. Any other lock counts one: it

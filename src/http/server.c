@@ -387,6 +387,18 @@ static void on_connection(void *ctx, struct MHD_Connection *mhd, void **state,
     }
 }
 
+static void run(struct http_server *s)
+{
+    MHD_UNSIGNED_LONG_LONG ms;
+
+    MHD_run(s->daemon);
+    ev_timer_stop(s->loop, &s->timeout);
+    if (MHD_get_timeout(s->daemon, &ms) == MHD_YES) {
+        ev_timer_set(&s->timeout, (double)ms / 1e3, 0);
+        ev_timer_start(s->loop, &s->timeout);
+    }
+}
+
 /* A drip of one byte a second is activity, but never becomes a request. */
 static void on_sweep(struct ev_loop *loop, ev_timer *timer, int events)
 {
@@ -407,18 +419,9 @@ static void on_sweep(struct ev_loop *loop, ev_timer *timer, int events)
         if (info)
             shutdown(info->connect_fd, SHUT_RDWR);
     }
-}
-
-static void run(struct http_server *s)
-{
-    MHD_UNSIGNED_LONG_LONG ms;
-
-    MHD_run(s->daemon);
-    ev_timer_stop(s->loop, &s->timeout);
-    if (MHD_get_timeout(s->daemon, &ms) == MHD_YES) {
-        ev_timer_set(&s->timeout, (double)ms / 1e3, 0);
-        ev_timer_start(s->loop, &s->timeout);
-    }
+    /* Without a descriptor left libmicrohttpd no longer accepts, and looks
+     * whether there is one again when it next runs: nothing else wakes it. */
+    run(s);
 }
 
 static void on_io(struct ev_loop *loop, ev_io *io, int events)

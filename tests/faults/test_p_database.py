@@ -327,8 +327,6 @@ return {
 """
 
 
-@pytest.mark.xfail(strict=True, reason="a deadlock or a serialization failure counts as an attempt: with"
-                   " max_attempts = 1 each makes a dead letter")
 def test_P9_deadlocks_and_serialization_failures_are_nobodys_fault(stage):
     stage.database.query("""
         create table accounts (id int primary key, sum bigint default 0);
