@@ -163,6 +163,10 @@ void cursor_settled(struct delivery *d)
     c->settled++;
     if (ev->place < c->from.next && c->from.gaps.len)
         ranges_remove(&c->from.gaps, ev->place, ev->place);
+#ifdef MUTANT_MAX_OFFSET /* the highest settled, whatever lies below it */
+    if (ev->place >= c->from.next)
+        c->from.next = ev->place + 1;
+#endif
     c->last_event_us = ev->occurred_us;
     if (id.ptr && id.len < sizeof(c->last_event_id)) {
         memcpy(c->last_event_id, id.ptr, id.len);
@@ -197,6 +201,14 @@ static void kafka_position(const struct partition *p, const struct cursor *c,
                            struct position *at)
 {
     lacks(p, c, at);
+#if defined(MUTANT_AUTO_STORE) /* what was read counts as done */
+    ranges_clear(&at->gaps);
+    return;
+#elif defined(MUTANT_MAX_OFFSET)
+    at->next = c->from.next;
+    ranges_clear(&at->gaps);
+    return;
+#endif
     if (at->gaps.len && at->gaps.at[0].first < at->next)
         at->next = at->gaps.at[0].first;
     ranges_clear(&at->gaps);

@@ -18,7 +18,10 @@ from proxy import Proxy
 from scenes import QUICK_GROUP, make_seen, recorder
 from servers import ROOT, Postgres, Server, wait_for
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(os.environ.get("MOONTIDE_FAULTS_RESULTS")
+               or Path(__file__).resolve().parent / "results")
+
+STILL = 15  # seconds without any effect, after which no more are waited for
 
 #: Does something that no transaction takes back: a row of its own for each run.
 PLAIN = """
@@ -203,19 +206,24 @@ class Stage:
                  f"{number} acknowledged events")
 
     def ended(self, handler, table):
-        found = judge(self.database, self.journal.read(), handler, table)
-        return not found.lost
+        return not judge(self.database, self.journal.read(), handler, table).lost
 
     def drain(self, hosts, handlers=(("tx", "seen"), ("plain", "effects")), timeout=60):
-        """Until every acknowledged event has come out of each handler, or it is
-        plain that it never will: then the comparison says what is missing."""
+        """Until every acknowledged event has come out of each handler, or nothing
+        has come any more for a while: then the comparison says what is missing."""
         hosts = hosts if isinstance(hosts, (list, tuple)) else [hosts]
         for producer in self.producers:
             producer.finish()
+        last = [0, time.monotonic()]
+
+        def is_over():
+            count = [judge(self.database, self.journal.read(), *which).ended for which in handlers]
+            if count != last[0]:
+                last[:] = count, time.monotonic()
+            return (all(self.ended(*which) for which in handlers)
+                    or time.monotonic() > last[1] + STILL * SLOWER)
         try:
-            for handler, table in handlers:
-                hosts[0].wait(lambda: self.ended(handler, table), timeout * SLOWER,
-                              f"the end of all events of {handler}")
+            hosts[0].wait(is_over, timeout * SLOWER, "the end of all events")
             hosts[0].wait(lambda: sum(host.metric("moontide_source_lag") for host in hosts) == 0,
                           20 * SLOWER, "no lag")
         except AssertionError as fault:

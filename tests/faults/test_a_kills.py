@@ -24,21 +24,35 @@ def allowed(stage, kills, hosts=1):
     return kills * (WINDOW * hosts + peak(stage.database, "effects", "plain", INTERVAL))
 
 
+#: One in fifty takes so long that later ones are settled and saved before it.
+DAWDLES = """
+local timer = require "moontide.timer"
+return { subscribes = { "*" }, start = "earliest", transaction = true, concurrency = 200,
+  handle = function(event, ctx)
+    if event.payload.n % 50 == 7 then timer.sleep("600ms") end
+    ctx.tx:exec("INSERT INTO seen (handler, event_id, key, n) VALUES ($1, $2, $3, $4)",
+      ctx.handler, event.id, event.aggregate_id, event.payload.n)
+  end }
+"""
+
+
 def test_A1_the_host_is_killed_in_the_midst_of_its_work(stage):
-    kills, number = stage.sized(8, 100), stage.sized(6000, 50_000)
-    host = stage.host(stage.on_kafka(**narrow(kafka={"instance_id": "only"}))).start()
-    stage.produce("kafka", rate=stage.sized(800, 300))
+    kills, number = stage.sized(10, 100), stage.sized(4000, 50_000)
+    host = stage.host(stage.on_kafka(**narrow(kafka={"instance_id": "only"})),
+                      {"tx": recorder(), "plain": plain(), "dawdles": DAWDLES}).start()
+    stage.produce("kafka", rate=stage.sized(500, 300), keys=20)
     stage.progress(host)
     for _ in range(kills):
-        at = stage.count() + stage.rng.randrange(100, 300)
+        at = stage.count() + stage.rng.randrange(200, 700)
         host.wait(lambda: stage.count() >= at, 30, "work to interrupt")
         host.kill()
         stage.fault()
         host.start()
         stage.progress(host, limit=3, what="from the restart to the first event")
     stage.journaled(number, 300)
-    stage.drain(host)
+    stage.drain(host, [("tx", "seen"), ("plain", "effects"), ("dawdles", "seen")])
     stage.check_both(allowed(stage, kills))
+    stage.check("dawdles")
     assert host.stop() == 0
 
 
