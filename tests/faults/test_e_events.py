@@ -1,7 +1,6 @@
 """Rows E: events that are broken, huge, odd, unknown, repeated, shuffled and late."""
 
 import json
-import random
 import time
 import uuid
 
@@ -115,8 +114,8 @@ def test_E2_deep_wide_and_long_events_are_refused_in_bounded_time_and_memory(sta
         stage.fault()
         most = highest(host, lambda: stage.database.value(
             "select count(*) from event_dead_letters") >= done)
-        # What librdkafka has to hold to hand it over at all is the largest part of this.
-        assert most < before_kib + (3 * max(len(value), LIMIT) >> 10), f"{most} KiB"
+        # librdkafka has it whole before anybody is asked: see docs/RELIABILITY.md.
+        assert most < before_kib + (5 * max(len(value), LIMIT) >> 10), f"{most} KiB"
     write(stage, [("k", envelope(9, aggregate_id="k", id="last"))])
     wait_count(host, stage.database, 1, where="event_id = 'last'")
     finished(stage, host)
@@ -221,9 +220,8 @@ def test_E5_events_come_twice_shuffled_and_late(stage):
             a, b = i + rng.randrange(50), i + rng.randrange(50)
             records[a], records[b] = records[b], records[a]
     twice = records + rng.sample(records, number // 5)
-    rng2 = random.Random(stage.seed)
-    for record in rng2.sample(records, number // 20):  # and some soon after the first time
-        twice.insert(min(len(twice), twice.index(record) + rng2.randrange(1, 20)), record)
+    for i in sorted(rng.sample(range(number), number // 20), reverse=True):
+        twice.insert(i + rng.randrange(1, 20), records[i])  # and some soon after the first time
     host = stage.host(stage.on_kafka()).start()
     write(stage, [(key, value) for key, value, _, _ in twice])
     stage.fault(len(twice) - number)
