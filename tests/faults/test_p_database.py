@@ -164,7 +164,7 @@ def test_P4_a_transaction_does_not_end(stage, kind):
             else held["pid"] == connection.info.backend_pid), held
     stage.hold(stage.sized(0, 600))
     stage.journaled(mark + 500)
-    host.wait(lambda: stage.count() >= before + 2 * 400, 30, "delivery goes on")
+    host.wait(lambda: stage.count() >= before + 400, 30, "delivery goes on")
     if kind == "busy":
         stage.database.query("select pg_cancel_backend(%s)", (connection.info.backend_pid,))
         busy.join(10)
