@@ -58,31 +58,37 @@ def test_A1_the_host_is_killed_in_the_midst_of_its_work(stage):
 
 def test_A2_one_worker_after_the_other_is_killed(stage):
     """Killed from outside, so no handler is blamed for it."""
-    kills = stage.sized(8, 500)
-    host = stage.host(stage.on_outbox(workers={"count": 6}),
+    kills, stretch = stage.sized(6, 500), stage.sized(1000, 20_000)
+    host = stage.host(stage.on_outbox(workers={"count": 8}),
                       {"tx": recorder(), "other": recorder(), "plain": plain()}).start()
     stage.produce("outbox", rate=stage.sized(300, 2000), writers=4)
     stage.progress(host)
-    calm = stage.journal.count() + stage.sized(1500, 20_000)
-    stage.journaled(calm)
-    before = stage.journal.count()
+    marks = [stage.journal.count()]
+
+    def pass_by(events):
+        stage.journaled(stage.journal.count() + events)
+
+    pass_by(stretch)
+    marks.append(stage.journal.count())
     respawns = []
     for _ in range(kills):
         # Far enough apart that most events meet no kill: the row asks about the others.
-        stage.journaled(stage.journal.count() + stage.sized(500, 6000))
+        pass_by(stage.sized(900, 6000))
         pids = host.worker_pids()
         os.kill(stage.rng.choice(pids), signal.SIGKILL)
         stage.fault()
         respawns.append(stage.timed(
             lambda: len(set(host.worker_pids()) - set(pids)) >= 1, 10, "a new worker"))
+    marks.append(stage.journal.count())
+    pass_by(stretch)
     stage.drain(host, [("tx", "seen"), ("other", "seen"), ("plain", "effects")])
     stage.check_both(allowed(stage, kills))
     stage.check("other")
-    late = latencies(stage.database, stage.journal, "other")
-    first = sorted(at for at, _ in late)[before - 1]
-    calm = percentile([took for at, took in late if at <= first], 0.99)
-    killed = percentile([took for at, took in late if at > first], 0.99)
     stage.figures["recovery"] = max(respawns)
+    late = [took for _, took in sorted(latencies(stage.database, stage.journal, "other"))]
+    # Without kills: before and after them, for the machine may be busy with something else.
+    calm = max(percentile(late[marks[0]:marks[1]], 0.99), percentile(late[marks[2]:], 0.99))
+    killed = percentile(late[marks[1]:marks[2]], 0.99)
     assert killed < 2 * calm, f"p99 {killed * 1000:.0f} ms, without kills {calm * 1000:.0f} ms"
     assert percentile(respawns, 0.5) < 0.05 * SLOWER, respawns
 
