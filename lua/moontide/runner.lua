@@ -124,14 +124,9 @@ function M.outcome(value, is_made)
   return parts(judge(value, is_made) or new("ack"))
 end
 
--- What the database says of itself and not of the event: two transactions were
--- in each other's way (serialization_failure, deadlock_detected), or it has no
--- disk, memory or connection left (class 53). It is tried again, and that is no
--- attempt: the same event would do in a better moment.
+-- A database without disk, memory or connections (class 53) says something of
+-- itself and nothing of the event: it is tried again, and that is no attempt.
 local function failed(class, code, reason)
-  if code == "40001" or code == "40P01" then
-    return new("snooze", class, code, reason, math.random(10, 100))
-  end
   if code and code:sub(1, 2) == "53" then
     return new("snooze", class, code, reason, math.random(500, 1500))
   end
