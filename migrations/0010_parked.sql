@@ -32,6 +32,8 @@ CREATE TABLE event_parked (
     body           bytea,
     headers        jsonb,
     facts          jsonb,      -- NULL: read it again from the outbox
+    verdict        text        CHECK (verdict IN ('skip', 'dead')), -- by somebody: do not run it
+    verdict_reason text        NOT NULL DEFAULT '',
     parked_at      timestamptz NOT NULL DEFAULT now(),
     UNIQUE (handler, source, partition, place, event_id)
 ) WITH (fillfactor = 80);

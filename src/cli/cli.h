@@ -50,7 +50,7 @@ bool cli_flag(const struct cli *c, const char *name);
 
 typedef int cli_command_fn(const struct cli *c);
 cli_command_fn cmd_run, cmd_check, cmd_migrate, cmd_publish, cmd_status,
-    cmd_handlers, cmd_flags, cmd_dead_letters, cmd_dry_run;
+    cmd_handlers, cmd_flags, cmd_dead_letters, cmd_deliveries, cmd_dry_run;
 
 /* Ask the host. `body` is borrowed, NULL for none. Gives the answer through
  * `answer`; a problem document is printed, and the exit code says which kind. */
@@ -64,7 +64,13 @@ int cli_ask_text(const struct cli *c, const char *method, const char *path,
 int cli_ask_and_show(const struct cli *c, const char *method, const char *path,
                      const json_t *body, void (*show)(const json_t *answer));
 
-/* --- dead_letters.c: the filters of dead-letters and dry-run --------------- */
+/* --- dead_letters.c: the filters of dead-letters, deliveries and dry-run ---- */
+
+/* As a body, with the words as ids. Gives. */
+json_t *cli_filter_body(const struct cli *c);
+/* A page of what the filters mean. */
+int cli_filtered_list(const struct cli *c, const char *path,
+                      void (*show)(const json_t *answer));
 
 /* As a query, "handler=h&class=bug&". Gives. */
 char *cli_filter_query(const struct cli *c);

@@ -72,8 +72,8 @@ char *cli_filter_query(const struct cli *c)
     return buf_give(&out);
 }
 
-static int list(const struct cli *c, const char *path,
-                void (*show)(const json_t *answer))
+int cli_filtered_list(const struct cli *c, const char *path,
+                      void (*show)(const json_t *answer))
 {
     static const char *const more[] = {"state", "limit", "cursor"};
     char *query = cli_filter_query(c);
@@ -115,7 +115,7 @@ static bool has_list_option(const struct cli *c)
            cli_option(c, "--cursor");
 }
 
-static json_t *filter_body(const struct cli *c)
+json_t *cli_filter_body(const struct cli *c)
 {
     json_t *body = json_object();
     char *ids = ids_of(c);
@@ -149,7 +149,7 @@ static void show_redrive(const json_t *answer)
 
 static int redrive(const struct cli *c)
 {
-    json_t *body = filter_body(c);
+    json_t *body = cli_filter_body(c);
     int code;
 
     if (cli_flag(c, "--dry-run"))
@@ -172,7 +172,7 @@ static int discard(const struct cli *c)
     if (!reason || !*reason)
         return cli_usage("dead-letters discard ID…|--all|[filters] --reason "
                          "TEXT");
-    body = filter_body(c);
+    body = cli_filter_body(c);
     put_text(body, "reason", reason);
     code = cli_ask_and_show(c, "POST", "/v1/dead-letters/discard", body, NULL);
     json_decref(body);
@@ -275,9 +275,9 @@ int cmd_dead_letters(const struct cli *c)
     char path[100];
 
     if (c->n_words == 0 || cli_word_is(c, 0, "list"))
-        return list(c, "/v1/dead-letters", show_list);
+        return cli_filtered_list(c, "/v1/dead-letters", show_list);
     if (cli_word_is(c, 0, "groups"))
-        return list(c, "/v1/dead-letters/groups", show_groups);
+        return cli_filtered_list(c, "/v1/dead-letters/groups", show_groups);
     if (cli_word_is(c, 0, "show") && c->n_words == 2) {
         snprintf(path, sizeof(path), "/v1/dead-letters/%.40s", cli_word(c, 1));
         return cli_ask_and_show(c, "GET", path, NULL, NULL);

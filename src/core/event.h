@@ -43,6 +43,10 @@ struct event {
     /* From the parked queue: its row (0: none) and the attempts it has had. */
     int64_t parked_id;
     int parked_attempts;
+    /* Somebody has decided on it: VERDICT_SKIP or VERDICT_DEAD instead of a
+     * run, and why; VERDICT_ACK (0): run it. Lives as long as the bytes. */
+    enum verdict parked_verdict;
+    const char *parked_why;
     /* Not NULL: read again for this handler, by ops->fetch(). */
     struct handler *reader;
 

@@ -161,6 +161,14 @@ static void deliver_parked(struct pipeline *pl, struct event *ev,
     char flag[FLAG_NAME_SIZE];
 
     d->attempt = (uint16_t)(ev->parked_attempts + 1);
+    if (ev->parked_verdict != VERDICT_ACK) {
+        d->attempt = (uint16_t)ev->parked_attempts;
+        delivery_failed(d, CLASS_PERMANENT, SLICE_LIT("by_hand"),
+                        slice_of(ev->parked_why), (struct slice){0},
+                        pl->wall_us);
+        delivery_end(pl, d, ev->parked_verdict);
+        return;
+    }
     if (flags_say(pl, d, flag) == PART_HOLD) {
         park(pl, d, PARK_HELD, 0, flag);
         return;

@@ -557,15 +557,15 @@ void delivery_wait(struct pipeline *pl, struct delivery *d, int64_t delay_ms)
     timers_put(&pl->timers, d);
 }
 
-/* A letter that is waited for keeps its lane. */
-static void give_up(struct pipeline *pl, struct delivery *d)
+/* Otherwise than by an ack. A letter that is waited for keeps its lane. */
+void delivery_end(struct pipeline *pl, struct delivery *d, enum verdict how)
 {
-    if (d->handler->spec->on_dead == ON_DEAD_PARK && !d->lane->is_alone &&
-        !d->event->only_handler) {
+    if (how == VERDICT_DEAD && d->handler->spec->on_dead == ON_DEAD_PARK &&
+        !d->lane->is_alone && !d->event->only_handler) {
         pipeline_block(d->event->partition, d->handler, d->lane->id);
         d->lane->is_cut |= d->event->parked_id != 0;
     }
-    store(pl, d, VERDICT_DEAD);
+    store(pl, d, how);
 }
 
 /* On in its lane at a later time, or, when that is far away, in the store. */
@@ -593,7 +593,7 @@ void attempt_failed(struct pipeline *pl, struct delivery *d,
     series_add(h->failures, 1);
     if (v->verdict == VERDICT_DEAD || d->attempt >= policy->max_attempts ||
         d->crashes >= STRIKES_MAX) {
-        give_up(pl, d);
+        delivery_end(pl, d, VERDICT_DEAD);
         return;
     }
     if (delay < 0)

@@ -79,6 +79,7 @@ enum part flags_say(const struct pipeline *pl, const struct delivery *d,
 
 /* pipeline.c */
 void delivery_store(struct pipeline *pl, struct delivery *d);
+void delivery_end(struct pipeline *pl, struct delivery *d, enum verdict how);
 struct delivery *delivery_new(struct pipeline *pl, struct event *ev,
                               struct handler *h);
 void delivery_settle(struct pipeline *pl, struct delivery *d, enum verdict how);

@@ -1,5 +1,6 @@
 /* HTTP: metrics, health, readiness and /v1. One function a route. */
 #include "host/api_deadletters.h"
+#include "host/api_deliveries.h"
 #include "host/host_priv.h"
 
 #include "base/buf.h"
@@ -391,6 +392,10 @@ static const struct http_route routes[] = {
     {"GET", "/v1/flags", RIGHT_VIEW, get_flags},
     {"PUT", "/v1/flags/{}", RIGHT_OPERATE, put_flag},
     {"DELETE", "/v1/flags/{}", RIGHT_OPERATE, delete_flag},
+    {"GET", "/v1/deliveries", RIGHT_VIEW, get_deliveries},
+    {"POST", "/v1/deliveries/retry", RIGHT_REDRIVE, post_deliveries_retry},
+    {"POST", "/v1/deliveries/skip", RIGHT_REDRIVE, post_deliveries_skip},
+    {"POST", "/v1/deliveries/dead", RIGHT_REDRIVE, post_deliveries_dead},
     {"GET", "/v1/dead-letters", RIGHT_VIEW, get_dead_letters},
     {"GET", "/v1/dead-letters/groups", RIGHT_VIEW, get_dead_groups},
     {"GET", "/v1/dead-letters/{}", RIGHT_VIEW, get_dead_letter},

@@ -5,6 +5,7 @@
 #include "base/mem.h"
 #include "base/scan.h"
 #include "base/words.h"
+#include "host/api_filter.h"
 #include "host/host_priv.h"
 #include "pg/pg.h"
 #include "stores/deadletters.h"
@@ -61,26 +62,6 @@ static int limit_of(const struct http_request *req)
     return wants_bodies(req) ? LIMIT_BODIES : LIMIT_DEFAULT;
 }
 
-static struct dead_filter filter_of_query(const struct http_request *req)
-{
-    const char *cursor = http_query(req, "cursor");
-
-    return (struct dead_filter){
-        .handler = http_query(req, "handler"),
-        .type = http_query(req, "type"),
-        .aggregate = http_query(req, "aggregate"),
-        .correlation = http_query(req, "correlation"),
-        .class = http_query(req, "class"),
-        .fingerprint = http_query(req, "fingerprint"),
-        .state = http_query(req, "state"),
-        .since = http_query(req, "since"),
-        .until = http_query(req, "until"),
-        .ids = http_query(req, "ids"),
-        .cursor = cursor ? strtoll(cursor, NULL, 10) : 0,
-        .limit = limit_of(req),
-    };
-}
-
 static bool has_limit(const struct dead_filter *f, struct http_request *req)
 {
     int most = wants_bodies(req) ? LIMIT_BODIES : 1000;
@@ -113,7 +94,7 @@ static void on_list(void *arg, json_t *answer, const struct err *err)
 void get_dead_letters(void *ctx, struct http_request *req)
 {
     struct host *h = ctx;
-    struct dead_filter f = filter_of_query(req);
+    struct dead_filter f = api_filter_of_query(req, limit_of(req));
 
     if (!needs_database(h, req) && has_limit(&f, req))
         deadletters_list(h->db, &f, wants_bodies(req), on_list, req);
@@ -127,7 +108,7 @@ static void on_groups(void *arg, json_t *groups, const struct err *err)
 void get_dead_groups(void *ctx, struct http_request *req)
 {
     struct host *h = ctx;
-    struct dead_filter f = filter_of_query(req);
+    struct dead_filter f = api_filter_of_query(req, limit_of(req));
 
     if (!needs_database(h, req) && has_limit(&f, req))
         deadletters_groups(h->db, &f, on_groups, req);
@@ -144,43 +125,6 @@ void get_dead_letter(void *ctx, struct http_request *req)
 
 /* --- what a body asks for ----------------------------------------------------------- */
 
-static const char *text_of(const json_t *body, const char *name)
-{
-    return json_string_value(json_object_get(body, name));
-}
-
-static struct dead_filter filter_of(const json_t *body)
-{
-    return (struct dead_filter){
-        .ids = text_of(body, "ids"),
-        .handler = text_of(body, "handler"),
-        .type = text_of(body, "type"),
-        .aggregate = text_of(body, "aggregate"),
-        .correlation = text_of(body, "correlation"),
-        .class = text_of(body, "class"),
-        .fingerprint = text_of(body, "fingerprint"),
-        .since = text_of(body, "since"),
-        .until = text_of(body, "until"),
-    };
-}
-
-static bool is_one_of(const char *name, const char *const *names)
-{
-    while (*names && strcmp(*names, name) != 0)
-        names++;
-    return *names != NULL;
-}
-
-static bool refuse_member(struct http_request *req, const char *name,
-                          const char *why)
-{
-    char detail[160];
-
-    snprintf(detail, sizeof(detail), "%.64s %s", name, why);
-    http_problem(req, 400, detail);
-    return false;
-}
-
 /* Only members that are known: one that is passed over would mean another thing
  * than was asked for. */
 static bool knows_members(const json_t *body, const char *const *known,
@@ -190,44 +134,9 @@ static bool knows_members(const json_t *body, const char *const *known,
     json_t *value;
 
     json_object_foreach((json_t *)(uintptr_t)body, name, value)
-        if (!is_one_of(name, known))
-            return refuse_member(req, name, "is not known here");
+        if (!api_is_one_of(name, known))
+            return api_refuse_member(req, name, "is not known here");
     return true;
-}
-
-/* An empty filter would mean all of them: that has to be said. */
-static bool is_aimed(json_t *body, const char *const *options,
-                     struct http_request *req)
-{
-    static const char *const filters[] = {
-        "ids",   "handler",     "type",  "aggregate", "correlation",
-        "class", "fingerprint", "since", "until",     NULL};
-    bool any = json_is_true(json_object_get(body, "all"));
-    const char *name, *text;
-    json_t *value;
-
-    json_object_foreach(body, name, value) {
-        text = is_one_of(name, filters) ? json_string_value(value) : NULL;
-        any |= text && *text;
-        if ((text && *text) || strcmp(name, "all") == 0 ||
-            is_one_of(name, options))
-            continue;
-        return refuse_member(req, name, "is no filter, or not text");
-    }
-    if (!any)
-        http_problem(req, 400, "name a filter, or say \"all\": true");
-    return any;
-}
-
-/* Who it was: the token's name. Where there are none, only this machine can
- * ask, and says so itself. */
-static const char *who_of(const struct http_request *req, const json_t *body)
-{
-    const char *said = text_of(body, "who");
-
-    if (http_who(req))
-        return http_who(req);
-    return said && *said ? said : "local";
 }
 
 /* --- redrive --------------------------------------------------------------------------- */
@@ -263,11 +172,11 @@ void post_redrive(void *ctx, struct http_request *req)
         .is_dry_run = json_is_true(json_object_get(body, "dryRun")),
         .is_forced = json_is_true(json_object_get(body, "force")),
         .every_us = every_of(json_object_get(body, "rate")),
-        .who = who_of(req, body),
+        .who = api_who_of(req, body),
     };
 
-    if (body && is_aimed(body, options, req)) {
-        struct dead_filter f = filter_of(body);
+    if (body && api_is_aimed(body, options, req)) {
+        struct dead_filter f = api_filter_of(body);
 
         if (how.every_us < 0)
             http_problem(req, 400, "rate is \"100/s\", \"30/m\" or \"5/h\"");
@@ -281,7 +190,7 @@ void post_redrive_one(void *ctx, struct http_request *req)
 {
     struct host *h = ctx;
     struct dead_filter f = {.ids = http_param(req, 0)};
-    struct dead_redrive how = {.who = who_of(req, NULL)};
+    struct dead_redrive how = {.who = api_who_of(req, NULL)};
 
     if (!needs_database(h, req))
         deadletters_redrive(h->db, &f, &how, on_answer, req);
@@ -292,12 +201,12 @@ void post_redrive_one(void *ctx, struct http_request *req)
 static void discard(struct host *h, struct http_request *req,
                     const struct dead_filter *f, const json_t *body)
 {
-    const char *reason = text_of(body, "reason");
+    const char *reason = api_text_of(body, "reason");
 
     if (!reason || !*reason)
         http_problem(req, 400, "a discard needs a reason");
     else
-        deadletters_discard(h->db, f, reason, who_of(req, body), on_answer,
+        deadletters_discard(h->db, f, reason, api_who_of(req, body), on_answer,
                             req);
 }
 
@@ -307,8 +216,8 @@ void post_discard(void *ctx, struct http_request *req)
     struct host *h = ctx;
     json_t *body = needs_database(h, req) ? NULL : http_json(req);
 
-    if (body && is_aimed(body, options, req)) {
-        struct dead_filter f = filter_of(body);
+    if (body && api_is_aimed(body, options, req)) {
+        struct dead_filter f = api_filter_of(body);
 
         discard(h, req, &f, body);
     }
@@ -353,17 +262,17 @@ static bool facts_are_good(const json_t *facts, struct http_request *req)
     json_t *value;
 
     if (facts && !json_is_object(facts))
-        return refuse_member(req, "facts", "is no object");
+        return api_refuse_member(req, "facts", "is no object");
     json_object_foreach((json_t *)(uintptr_t)facts, name, value) {
         if (strcmp(name, fact_name(FACT_ID)) == 0)
-            return refuse_member(req, "facts.id", "cannot be changed");
+            return api_refuse_member(req, "facts.id", "cannot be changed");
         if (!is_fact(name))
-            return refuse_member(req, name, "is no fact of an event");
+            return api_refuse_member(req, name, "is no fact of an event");
         if (!json_is_string(value) && !json_is_null(value))
-            return refuse_member(req, name, "is no text, nor null");
+            return api_refuse_member(req, name, "is no text, nor null");
         if (strcmp(name, fact_name(FACT_METADATA)) == 0 &&
             json_is_string(value) && !is_object_text(value))
-            return refuse_member(req, name, "is no text of a JSON object");
+            return api_refuse_member(req, name, "is no text of a JSON object");
     }
     return true;
 }
@@ -375,9 +284,9 @@ static bool find_payload(struct http_request *req, const json_t *parsed,
     struct err err;
 
     if (!json_is_object(parsed) && !json_is_array(parsed))
-        return refuse_member(req, "payload", "is no object and no list");
+        return api_refuse_member(req, "payload", "is no object and no list");
     if (!scan_path(scan, http_body(req), "payload", payload, &err))
-        return refuse_member(req, "payload", err.msg);
+        return api_refuse_member(req, "payload", err.msg);
     return true;
 }
 
@@ -389,8 +298,8 @@ static void edit(struct host *h, struct http_request *req, const json_t *body,
     const json_t *payload = json_object_get(body, "payload");
     struct dead_edit what = {
         .facts = json_object_get(body, "facts"),
-        .reason = text_of(body, "reason"),
-        .who = who_of(req, body),
+        .reason = api_text_of(body, "reason"),
+        .who = api_who_of(req, body),
     };
 
     if (!knows_members(body, members, req) || !facts_are_good(what.facts, req))

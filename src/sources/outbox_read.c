@@ -237,8 +237,7 @@ static void array_text(const struct ranges *r, bool lasts, struct buf *out)
 }
 
 /* As PostgreSQL writes a bool[], from shard 0 on. */
-void outbox_shards_text(shard_set shards,
-                        char text[static 2 * SHARDS_MAX + 2])
+void outbox_shards_text(shard_set shards, char text[static 2 * SHARDS_MAX + 2])
 {
     char *at = text;
 

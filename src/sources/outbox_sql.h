@@ -45,7 +45,7 @@ struct outbox_sql {
     char *table;     /* quoted, with its schema */
     char *read;      /* $1 last, $2 until, $3 limit, $4 our shards, from 0 */
     char *read_gaps; /* and $5 firsts, $6 lasts, $7 gaps, $8 last snapshot */
-    char *columns; /* from the id on, of the preset */
+    char *columns;   /* from the id on, of the preset */
     char *anchor;
     char *fetch; /* $1 first, $2 last, $3 limit, $4 shards, from 0; no row of
                     the snapshot */

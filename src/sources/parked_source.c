@@ -37,7 +37,7 @@ struct row {
     bool has_lane;
     bool is_ending; /* the row is being removed */
     json_t *facts;
-    char *body, *key;
+    char *body, *key, *why;
     char occurred[RFC3339_SIZE];
 };
 
@@ -68,6 +68,8 @@ enum column {
     BODY,
     KEY,
     IS_HEAD,
+    VERDICT,
+    VERDICT_REASON,
 };
 
 static void look(struct parked_source *s);
@@ -81,6 +83,7 @@ static void row_free(struct row *row)
     json_decref(row->facts);
     free(row->body);
     free(row->key);
+    free(row->why);
     free(row);
 }
 
@@ -228,6 +231,13 @@ static void offer(struct parked_source *s, const struct pg_result *res, int i,
     event->parked_id = row->id;
     event->parked_attempts =
         (int)strtol(pg_result_value(res, i, ATTEMPTS), NULL, 10);
+    if (!pg_result_is_null(res, i, VERDICT)) {
+        row->why = xstrdup(pg_result_value(res, i, VERDICT_REASON));
+        event->parked_why = row->why;
+        event->parked_verdict = *pg_result_value(res, i, VERDICT) == 's'
+                                    ? VERDICT_SKIP
+                                    : VERDICT_DEAD;
+    }
     if (!body_form_parse(pg_result_value(res, i, FORMAT), &event->form))
         event->form = BODY_PAYLOAD;
     fill_facts(event, row);
@@ -382,7 +392,8 @@ static char *read_sql(void)
     return xasprintf(
         HEADS_SQL
         " SELECT id, handler, source, partition, lane, place, reason, attempts,"
-        " format, facts::text, body, key, id = head FROM due"
+        " format, facts::text, body, key, id = head, verdict, verdict_reason"
+        " FROM due"
         " ORDER BY turn, head, place",
         HEADS, FOLLOWERS);
 }
@@ -399,7 +410,8 @@ static char *read_outbox_sql(const struct outbox_sql *sql)
         " 'version', o.c3, 'aggregate_type', o.c4, 'aggregate_id', o.c5,"
         " 'aggregate_version', o.c6, 'occurred_at', o.c7, 'metadata', o.c8))"
         " END)::text, coalesce(due.body, convert_to(o.c9, 'UTF8')), due.key,"
-        " due.id = due.head FROM due LEFT JOIN LATERAL"
+        " due.id = due.head, due.verdict, due.verdict_reason"
+        " FROM due LEFT JOIN LATERAL"
         " (SELECT seq, %s FROM %s WHERE due.source = 'outbox'"
         "  AND seq = due.place) AS o(seq, c1, c2, c3, c4, c5, c6, c7, c8, c9)"
         " ON true ORDER BY due.turn, due.head, due.place",

@@ -92,7 +92,7 @@ static const char put_sql[] =
     "SELECT moontide_park(ROW(NULL, handler, source, partition, lane, place,"
     " event_id, event_type, aggregate_type, aggregate_id, reason, flag, bucket,"
     " false, NULL, attempts, class, error, history, format, key, body, headers,"
-    " facts, NULL)::event_parked, delay_ms, epoch)"
+    " facts, NULL, '', NULL)::event_parked, delay_ms, epoch)"
     " FROM (SELECT * FROM unnest($1::text[], $2::text[], $3::text[],"
     " $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::text[],"
     " $9::text[], $10::text[], $11::text[], $12::int[], $13::int[],"

@@ -9,6 +9,7 @@
 #ifndef MT_STORES_PARKED_H
 #define MT_STORES_PARKED_H
 
+#include "base/err.h"
 #include "core/delivery.h"
 
 #include <jansson.h>
@@ -56,6 +57,21 @@ void parked_store_lanes(struct parked_store *s, const char *source,
  * percents[i] lets pass: {…} arrays of PostgreSQL, copied. */
 void parked_store_let_go(struct parked_store *s, const char *names,
                          const char *percents);
+
+/* --- what people see and do (parked_query.c) ----------------------------------- */
+
+struct dead_filter; /* the same filters; state: retry, behind or held */
+
+/* Answers as for dead letters: `answer` is given, NULL with err. */
+typedef void parked_answer_fn(void *arg, json_t *answer, const struct err *err);
+void parked_list(struct pg_pool *pool, const struct dead_filter *filter,
+                 parked_answer_fn *done, void *arg);
+
+/* `what`: retry (now), skip or dead (instead of a run; of one that follows
+ * others in its lane when it is its turn). {"count": n} */
+void parked_act(struct pg_pool *pool, const struct dead_filter *filter,
+                const char *what, const char *reason, parked_answer_fn *done,
+                void *arg);
 
 /* [[handler, reason, n], …] for the metric; given, NULL with an error. */
 typedef void parked_counts_fn(void *arg, json_t *rows);

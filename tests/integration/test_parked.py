@@ -205,3 +205,36 @@ def test_what_needs_the_queue_needs_the_database(topics, make_host):
     refused = host.cli("flags", "set", "aggregate:Thing", "off", "--url", host.url, check=False)
     assert refused.returncode == 4 and "database.url" in refused.stderr
     wait_for(lambda: host.stop() == 0, 30, "ends")
+
+
+def test_people_see_what_waits_and_decide_on_it(feed, make_host):
+    """Interfaces 1: deliveries list, retry, skip, dead."""
+    database = feed.database
+    host = make_host(settings=feed.settings, handlers={
+        "h": fragile().replace('"2s"', '"1h"')})
+    configure(host, fails="later")
+    host.start()
+    feed.write(20, bad={5, 6, 7})  # keys 0, 1 and 2
+    wait_count(host, database, 11)
+    host.wait(lambda: parked(database) == 9, 10, "three lanes are parked")
+
+    def listed(*args):
+        done = host.cli("deliveries", "list", "--json", "--url", host.url, *args)
+        return json.loads(done.stdout)["deliveries"]
+
+    blocking = {d["aggregateId"]: d for d in listed() if d["blocks"]}
+    assert sorted(blocking) == KEYS[:3] and len(listed()) == 9
+    assert all(d["state"] == "retry" and d["error"] == "not yet" for d in blocking.values())
+    assert len(listed("--state", "behind")) == 6
+    host.cli("deliveries", "retry", str(blocking[KEYS[0]]["id"]), "--url", host.url)
+    host.wait(lambda: of_key(database, 0) == [0, 5, 10, 15], 10, "tried again at once")
+    assert host.cli("deliveries", "skip", "--all", "--url", host.url, check=False).returncode == 2
+    host.cli("deliveries", "skip", str(blocking[KEYS[1]]["id"]), "--reason", "a test", "--url", host.url)
+    host.wait(lambda: of_key(database, 1) == [1, 11, 16], 10, "skipped, and the lane goes on")
+    assert "a test" in database.value("select reason from event_deliveries where outcome = 'skip'")
+    host.cli("deliveries", "dead", str(blocking[KEYS[2]]["id"]), "--reason", "no", "--url", host.url)
+    host.wait(lambda: of_key(database, 2) == [2, 12, 17], 10, "a dead letter, and the lane goes on")
+    assert "no" in database.value("select error from event_dead_letters")
+    if feed.kind == "outbox":
+        assert database.value("select length(body) from event_dead_letters") > 0
+    assert parked(database) == 0
