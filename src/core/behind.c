@@ -227,6 +227,19 @@ static void ask_of(struct partition *p, struct handler *h, int64_t first,
     p->asked_us = p->pipeline->now_us;
 }
 
+/* A piece of a log that is read as one is for all of its partitions that wait:
+ * one at a time for a handler, or its answer would count for others, too. */
+static bool is_asked_already(const struct partition *p, const struct handler *h)
+{
+    list_foreach(link, &p->pipeline->partitions) {
+        const struct partition *q = CONTAINER_OF(link, struct partition, link);
+
+        if (q->source == p->source && q->fetching == h)
+            return true;
+    }
+    return false;
+}
+
 /* The others of a log that is read as one: whoever lacks nothing before it
  * takes part in this piece. */
 static void ask_of_the_others(struct partition *p, struct handler *h,
@@ -281,7 +294,8 @@ static bool fetch(struct pipeline *pl, struct partition *p, struct handler *h)
     int64_t first, last;
     size_t room;
 
-    if (!may_fetch(p, h) || pl->is_held || stands_back(pl, p))
+    if (!may_fetch(p, h) || pl->is_held || stands_back(pl, p) ||
+        (p->ops->fetches_all && is_asked_already(p, h)))
         return false;
     room = room_for(pl, h);
     if (room == 0 || !next_piece(p, &p->cursors[h->index], &first, &last))

@@ -53,8 +53,8 @@ struct source_ops {
      * `last` is below p->next, so everything there was visible before. Offers
      * each in order with event->reader set, then calls sink->fetched() once,
      * however long that takes, from within this call or later; not when the
-     * partition is closed before. One at a time for a partition. NULL: the
-     * source cannot, and its handlers are never behind. */
+     * partition is closed before. One at a time for a partition, but several
+     * of a source. NULL: it cannot, and its handlers are never behind. */
     void (*fetch)(struct partition *p, struct handler *reader, int64_t first,
                   int64_t last, size_t max);
     /* All partitions of this source are one log with one numbering: a fetch

@@ -60,13 +60,19 @@ static void on_fetched(void *ctx, struct partition *p, int64_t next)
 void intake_behind(const struct partition *p, const struct handler *h,
                    bool is_behind)
 {
-    if (is_behind)
+    const char *source = source_kind_name(p->ops->kind);
+
+    /* A shard or a partition is a detail; that it began or is over is news. */
+    if (is_behind && h->n_behind == 1)
         log_warn("handler is behind and reads by itself",
-                 "handler=%s source=%s partition=%s", h->name,
-                 source_kind_name(p->ops->kind), p->name);
+                 "handler=%s source=%s partition=%s", h->name, source, p->name);
+    else if (h->n_behind == 0)
+        log_info("handler has caught up", "handler=%s source=%s", h->name,
+                 source);
     else
-        log_info("handler has caught up", "handler=%s source=%s partition=%s",
-                 h->name, source_kind_name(p->ops->kind), p->name);
+        log_debug(is_behind ? "behind" : "level",
+                  "handler=%s source=%s partition=%s", h->name, source,
+                  p->name);
 }
 
 static void on_trouble(void *ctx, struct partition *p, const char *text)

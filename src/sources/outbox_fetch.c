@@ -8,22 +8,33 @@
 #include "stores/tries.h"
 
 #include "base/check.h"
+#include "base/list.h"
 #include "base/mem.h"
 
 #include <stdlib.h>
-
-#define UNUSED __attribute__((unused))
 
 struct outbox_fetch {
     struct outbox_source *source;
     struct pg_pool_options options;
     struct pg_pool *pool; /* NULL: nobody was behind yet */
     struct tries tries;
-    struct partition *p; /* that asked, NULL: nobody */
+    struct list pieces; /* under way */
+};
+
+struct piece {
+    struct list link;
+    struct outbox_fetch *fetch;
+    struct partition *p; /* that asked; NULL: it is gone */
     struct handler *reader;
     int64_t last;
     size_t max;
 };
+
+static void piece_free(struct piece *piece)
+{
+    list_remove(&piece->link);
+    free(piece);
+}
 
 struct outbox_fetch *outbox_fetch_new(struct outbox_source *s,
                                       const struct outbox_options *opts)
@@ -31,6 +42,7 @@ struct outbox_fetch *outbox_fetch_new(struct outbox_source *s,
     struct outbox_fetch *f = xcalloc(1, sizeof(*f));
 
     f->source = s;
+    list_init(&f->pieces);
     f->options = (struct pg_pool_options){
         .url = xstrdup(opts->url),
         .name = "outbox behind",
@@ -49,6 +61,8 @@ void outbox_fetch_free(struct outbox_fetch *f)
         return;
     tries_fini(&f->tries);
     pg_pool_free(f->pool);
+    list_foreach_safe(link, &f->pieces)
+        piece_free(CONTAINER_OF(link, struct piece, link));
     free((char *)(uintptr_t)f->options.url);
     free((char *)(uintptr_t)f->options.session_sql);
     free(f);
@@ -56,16 +70,18 @@ void outbox_fetch_free(struct outbox_fetch *f)
 
 void outbox_fetch_cancel(struct outbox_fetch *f, const struct partition *p)
 {
-    if (f->p != p)
-        return;
-    tries_fini(&f->tries);
-    f->p = NULL;
+    list_foreach(link, &f->pieces) {
+        struct piece *piece = CONTAINER_OF(link, struct piece, link);
+
+        if (piece->p == p)
+            piece->p = NULL;
+    }
 }
 
-static void offer_row(struct outbox_fetch *f, const struct pg_result *res,
+static void offer_row(const struct piece *piece, const struct pg_result *res,
                       int row)
 {
-    struct outbox_source *s = f->source;
+    struct outbox_source *s = piece->fetch->source;
     unsigned shard =
         (unsigned)strtoul(pg_result_value(res, row, COLUMN_SHARD), NULL, 10);
     struct partition *p = shard < SHARDS_MAX ? s->shards[shard].p : NULL;
@@ -75,26 +91,27 @@ static void offer_row(struct outbox_fetch *f, const struct pg_result *res,
         return;
     event = outbox_event(s, p, res, row);
     event->place = strtoll(pg_result_value(res, row, COLUMN_SEQ), NULL, 10);
-    event->reader = f->reader;
+    event->reader = piece->reader;
     s->sink.offer(s->sink.ctx, event);
 }
 
 /* Fewer rows than were allowed: there is nothing more up to the end. */
 static void on_rows(void *arg, const struct pg_result *res)
 {
-    struct outbox_fetch *f = arg;
-    struct outbox_source *s = f->source;
-    struct partition *p = f->p;
+    struct piece *piece = arg;
+    struct outbox_source *s = piece->fetch->source;
+    struct partition *p = piece->p;
     int rows = pg_result_nrows(res);
-    int64_t next = f->last + 1;
+    int64_t next = piece->last + 1;
 
-    if ((size_t)rows >= f->max)
+    if ((size_t)rows >= piece->max)
         next =
             strtoll(pg_result_value(res, rows - 1, COLUMN_SEQ), NULL, 10) + 1;
-    for (int row = 0; row < rows; row++)
-        offer_row(f, res, row);
-    f->p = NULL;
-    s->sink.fetched(s->sink.ctx, p, next);
+    for (int row = 0; p && row < rows; row++)
+        offer_row(piece, res, row);
+    piece_free(piece);
+    if (p)
+        s->sink.fetched(s->sink.ctx, p, next);
 }
 
 /* One log, many shards: those whose handler waits for this piece. */
@@ -114,6 +131,7 @@ void outbox_fetch(struct outbox_fetch *f, struct partition *p,
                   size_t max)
 {
     char shards[2 * SHARDS_MAX + 2];
+    struct piece *piece = xmalloc(sizeof(*piece));
     struct try *q;
     struct err err;
 
@@ -122,15 +140,14 @@ void outbox_fetch(struct outbox_fetch *f, struct partition *p,
         CHECK(f->pool); /* the source has one with this url */
         tries_init(&f->tries, f->source->loop, f->pool);
     }
+    *piece = (struct piece){
+        .fetch = f, .p = p, .reader = reader, .last = last, .max = max};
+    list_append(&f->pieces, &piece->link);
     q = try_new(&f->tries, "read again", f->source->sql.fetch);
-    f->p = p;
-    f->reader = reader;
-    f->last = last;
-    f->max = max;
     try_number(q, first);
     try_number(q, last);
     try_number(q, (int64_t)max);
     outbox_shards_text(asking(f->source, reader), shards);
     try_text(q, shards);
-    try_send(q, on_rows, f);
+    try_send(q, on_rows, piece);
 }

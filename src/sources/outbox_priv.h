@@ -156,7 +156,7 @@ void outbox_ask_holder(struct outbox_source *s, int64_t now);
 /* After every read and fence: since when is the oldest gap the oldest? */
 void outbox_note_gap_age(struct outbox_source *s);
 
-/* outbox_fetch.c: see source_ops.fetch. One piece at a time. */
+/* outbox_fetch.c: see source_ops.fetch. */
 struct outbox_fetch *outbox_fetch_new(struct outbox_source *s,
                                       const struct outbox_options *opts);
 void outbox_fetch_free(struct outbox_fetch *f);

@@ -17,6 +17,7 @@
 #include <string.h>
 
 #define UNUSED __attribute__((unused))
+#define BATCH  500   /* rows in a statement: each may lock a lane */
 #define PAGE   20000 /* lanes in one answer */
 #define LET_GO 5000  /* rows in one statement */
 
@@ -57,6 +58,7 @@ struct waiter {
 };
 
 struct batch {
+    struct list link; /* in the store's queue, until it is sent */
     struct parked_store *store;
     struct buf columns[COLUMNS];
     struct waiter *waiters;
@@ -79,8 +81,8 @@ struct parked_store {
     struct tries tries;
     struct ev_loop *loop;
     struct pg_pool *pool;
-    struct batch *gathered; /* not sent yet, or NULL */
-    struct batch *sent;     /* under way, or NULL */
+    struct list queue;  /* batches that are not sent yet, in their order */
+    struct batch *sent; /* under way, or NULL */
     ev_timer soon;
     uint64_t serial; /* of the last put */
     size_t n_removing;
@@ -136,6 +138,7 @@ static void batch_free(struct batch *b)
 {
     if (!b)
         return;
+    list_remove(&b->link);
     for (size_t i = 0; i < COLUMNS; i++)
         buf_fini(&b->columns[i]);
     free(b->waiters);
@@ -147,12 +150,13 @@ static struct batch *batch_new(struct parked_store *s)
     struct batch *b = xcalloc(1, sizeof(*b));
 
     b->store = s;
+    list_append(&s->queue, &b->link);
     for (size_t i = 0; i < COLUMNS; i++)
         array_begin(&b->columns[i]);
     return b;
 }
 
-static void send_gathered(struct parked_store *s);
+static void send_next(struct parked_store *s);
 
 static void on_put(void *arg, const struct pg_result *res)
 {
@@ -164,18 +168,18 @@ static void on_put(void *arg, const struct pg_result *res)
         b->waiters[i].done(b->waiters[i].arg,
                            *pg_result_value(res, (int)i, 0) != 't');
     batch_free(b);
-    send_gathered(s);
+    send_next(s);
 }
 
-static void send_gathered(struct parked_store *s)
+static void send_next(struct parked_store *s)
 {
-    struct batch *b = s->gathered;
+    struct batch *b;
     struct try *q;
 
-    if (!b || s->sent)
+    if (s->sent || list_is_empty(&s->queue))
         return;
-    s->gathered = NULL;
-    s->sent = b;
+    b = s->sent = CONTAINER_OF(s->queue.next, struct batch, link);
+    list_remove(&b->link);
     q = try_new(&s->tries, "park deliveries", put_sql);
     for (size_t i = 0; i < COLUMNS; i++) {
         array_end(&b->columns[i]);
@@ -187,7 +191,7 @@ static void send_gathered(struct parked_store *s)
 static void on_soon(UNUSED struct ev_loop *loop, ev_timer *timer,
                     UNUSED int events)
 {
-    send_gathered(timer->data);
+    send_next(timer->data);
 }
 
 static void add_clean(struct buf *column, struct slice text)
@@ -311,11 +315,12 @@ void parked_store_put(struct parked_store *s, const struct delivery *d,
                       const struct parked_how *how, parked_put_fn *done,
                       void *arg)
 {
-    struct batch *b;
+    struct batch *b = list_is_empty(&s->queue)
+                          ? NULL
+                          : CONTAINER_OF(s->queue.prev, struct batch, link);
 
-    if (!s->gathered)
-        s->gathered = batch_new(s);
-    b = s->gathered;
+    if (!b || b->n >= BATCH)
+        b = batch_new(s);
     array_add(&b->columns[HANDLER], d->handler->name);
     add_event(b, d->event);
     add_how(b, d, how);
@@ -347,8 +352,10 @@ static bool was_put(const struct parked_store *s, const struct removal *r)
     for (size_t i = 0; i < s->n_puts; i++)
         if (s->puts[i].lane == r->lane && s->puts[i].serial > r->serial)
             return true;
-    return is_on_its_way(s->sent, r->lane) ||
-           is_on_its_way(s->gathered, r->lane);
+    list_foreach(link, &s->queue)
+        if (is_on_its_way(CONTAINER_OF(link, struct batch, link), r->lane))
+            return true;
+    return is_on_its_way(s->sent, r->lane);
 }
 
 static void on_removed(void *arg, const struct pg_result *res)
@@ -498,6 +505,7 @@ struct parked_store *parked_store_new(struct ev_loop *loop,
 
     s->loop = loop;
     s->pool = pool;
+    list_init(&s->queue);
     tries_init(&s->tries, loop, pool);
     ev_timer_init(&s->soon, on_soon, 0., 0.);
     s->soon.data = s;
@@ -510,7 +518,8 @@ void parked_store_free(struct parked_store *s)
         return;
     ev_timer_stop(s->loop, &s->soon);
     tries_fini(&s->tries);
-    batch_free(s->gathered);
+    list_foreach_safe(link, &s->queue)
+        batch_free(CONTAINER_OF(link, struct batch, link));
     batch_free(s->sent);
     free(s->puts);
     free(s);
