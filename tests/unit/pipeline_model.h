@@ -28,6 +28,7 @@
 #define KEYS     17
 #define HANDLERS 3
 #define WORKERS  3
+#define SHARDS   4   /* partitions of one log, in some tests */
 #define LONGEST  100 /* numbers drawn while a transaction is open, at most */
 
 struct held {
@@ -52,6 +53,17 @@ struct row {
     int64_t due_us;
 };
 
+/* Of the log, read again for a handler: for those of its shards that waited for
+ * it when it was asked. */
+struct piece {
+    struct partition *p;
+    struct handler *of;
+    int64_t first, last;
+    size_t max;
+    bool shards[SHARDS];
+    uint8_t visible[EVENTS];
+};
+
 struct parking {
     struct delivery *d;
     struct row row;
@@ -60,7 +72,9 @@ struct parking {
 struct model {
     struct pipeline *pl;
     struct metrics *metrics;
-    struct partition *p;
+    struct partition *p; /* the first of */
+    struct partition *parts[SHARDS];
+    int n_parts;
     struct handler *handlers[HANDLERS];
     uint64_t seed;
     int64_t now_us, reader; /* the source's next offset; -1: not started */
@@ -75,16 +89,14 @@ struct model {
     int released;
     char keys[KEYS][8];
     bool ring_full, no_chaos;
-    size_t n_sent, n_shared; /* messages, deliveries beyond one in them */
-    int rooms_again;         /* calls of room_again() */
-    int n_behind, n_level;   /* handlers that left, and that came back */
-    /* The piece that is asked for: whose, from where to where; NULL: none. */
-    struct handler *piece_of;
-    int64_t piece_first, piece_last;
-    size_t piece_max;
+    size_t n_sent, n_shared;      /* messages, deliveries beyond one in them */
+    int rooms_again;              /* calls of room_again() */
+    int n_behind, n_level;        /* handlers that left, and that came back */
+    struct piece *pieces[SHARDS]; /* asked for, not answered yet */
+    size_t n_pieces;
     int slow; /* this handler's deliveries hardly ever end; -1: none */
     /* An outbox: some numbers are invisible for a while, and gaps until then. */
-    uint8_t visible[EVENTS], piece_visible[EVENTS];
+    uint8_t visible[EVENTS];
     struct ranges gaps;
     /* The parked queue: rows, and those that are being written. */
     struct row rows[EVENTS * HANDLERS];
@@ -133,14 +145,18 @@ static void source_fetch(struct partition *p, struct handler *reader,
                          int64_t first, int64_t last, size_t max)
 {
     struct model *m = p->source;
+    struct piece *piece = xcalloc(1, sizeof(*piece));
 
-    assert_null(m->piece_of);
-    assert_true(last < p->next && max > 0);
-    m->piece_of = reader;
-    m->piece_first = first < 0 ? 0 : first;
-    m->piece_last = last;
-    m->piece_max = max;
-    memcpy(m->piece_visible, m->visible, sizeof(m->visible));
+    assert_true(last < p->next && max > 0 && m->n_pieces < SHARDS);
+    *piece = (struct piece){.p = p,
+                            .of = reader,
+                            .first = first < 0 ? 0 : first,
+                            .last = last,
+                            .max = max};
+    for (int i = 0; i < m->n_parts; i++)
+        piece->shards[i] = m->parts[i]->fetching == reader;
+    memcpy(piece->visible, m->visible, sizeof(m->visible));
+    m->pieces[m->n_pieces++] = piece;
 }
 
 static const struct source_ops source = {
@@ -152,10 +168,15 @@ static const struct source_ops source = {
     .release = source_release,
 };
 
+static int shard_of(const struct model *m, int64_t place)
+{
+    return (int)(place % KEYS) % m->n_parts;
+}
+
 static void offer(struct model *m, int64_t place, struct handler *reader,
                   bool is_late)
 {
-    struct event *ev = pipeline_event_new(m->pl, m->p);
+    struct event *ev = pipeline_event_new(m->pl, m->parts[shard_of(m, place)]);
 
     ev->place = place;
     ev->reader = reader;
@@ -166,21 +187,27 @@ static void offer(struct model *m, int64_t place, struct handler *reader,
     pipeline_offer(m->pl, ev);
 }
 
-/* Some of the piece, and at its end the answer. */
+/* Some of a piece, and at its end the answer. */
 static void read_piece(struct model *m, size_t most)
 {
-    struct handler *reader = m->piece_of;
+    size_t i = m->n_pieces ? chance(m, m->n_pieces) : 0;
+    struct piece *piece = m->n_pieces ? m->pieces[i] : NULL;
 
-    if (!reader)
+    if (!piece)
         return;
-    for (; most > 0 && m->piece_max > 0 && m->piece_first <= m->piece_last;
-         most--, m->piece_max--, m->piece_first++)
-        if (m->piece_visible[m->piece_first] == VISIBLE)
-            offer(m, m->piece_first, reader, false);
-    if (m->piece_max > 0 && m->piece_first <= m->piece_last)
+    for (; most > 0 && piece->max > 0 && piece->first <= piece->last;
+         piece->first++)
+        if (piece->visible[piece->first] == VISIBLE &&
+            piece->shards[shard_of(m, piece->first)]) {
+            offer(m, piece->first, piece->of, false);
+            most--;
+            piece->max--;
+        }
+    if (piece->max > 0 && piece->first <= piece->last)
         return;
-    m->piece_of = NULL;
-    pipeline_fetched(m->p, m->piece_first);
+    m->pieces[i] = m->pieces[--m->n_pieces];
+    pipeline_fetched(piece->p, piece->first);
+    free(piece);
 }
 
 /* A transaction ends and its number appears. */
@@ -223,15 +250,28 @@ static void read_some(struct model *m, size_t most)
             offer(m, m->reader++, NULL, false);
         } else {
             ranges_add(&m->gaps, m->reader, m->reader);
-            pipeline_advance(m->p, ++m->reader);
+            m->reader++;
         }
     }
+    for (int i = 0; i < m->n_parts; i++)
+        pipeline_advance(m->parts[i], m->reader);
 }
 
 static const struct ranges *source_gaps(const struct partition *p)
 {
     return &((const struct model *)p->source)->gaps;
 }
+
+static const struct source_ops shards = {
+    .kind = SOURCE_OUTBOX,
+    .start = source_start,
+    .pause = source_pause,
+    .resume = source_resume,
+    .fetch = source_fetch,
+    .fetches_all = true,
+    .release = source_release,
+    .gaps = source_gaps,
+};
 
 static const struct source_ops outbox = {
     .kind = SOURCE_OUTBOX,
@@ -644,8 +684,8 @@ static void step(struct model *m)
     m->now_us += 1000;
     pipeline_tick(m->pl, m->now_us, 1700000000000000 + m->now_us);
     m->ring_full = r % 7 == 0;
-    if (r < 200)
-        read_some(m, 1 + chance(m, 30));
+    if (r < 200 && (m->no_chaos || m->now_us / 500000 % 8 == 0))
+        read_some(m, 1 + chance(m, 30)); /* it comes in bursts */
     else if (r < 300)
         read_piece(m, 1 + chance(m, 30));
     else if (r < 400)
@@ -677,10 +717,13 @@ static bool is_finished(struct model *m)
 {
     struct pipeline_numbers n;
 
+    for (int i = 0; i < m->n_parts; i++)
+        if (m->parts[i]->n_behind > 0 ||
+            m->parts[i]->state != PARTITION_RUNNING)
+            return false;
     pipeline_numbers(m->pl, &n);
-    return m->reader == EVENTS && n.events == 0 && m->p->n_behind == 0 &&
-           m->gaps.len == 0 && m->n_rows == 0 && m->n_parking == 0 &&
-           m->p->state == PARTITION_RUNNING;
+    return m->reader == EVENTS && n.events == 0 && m->gaps.len == 0 &&
+           m->n_rows == 0 && m->n_parking == 0;
 }
 
 static bool is_due(const struct model *m, int h, int64_t place)
@@ -700,22 +743,28 @@ static bool is_in_queue(const struct model *m, int h, int64_t place)
 
 /* No position may be beyond something that is not settled, and no gap may be
  * what is settled. */
+static void check_position(const struct model *m, int shard, int h)
+{
+    struct position at;
+
+    if (!pipeline_position(m->parts[shard], m->handlers[h], &at))
+        return;
+    for (int64_t place = 0; place < EVENTS; place++)
+        if (shard_of(m, place) != shard)
+            continue;
+        else if (ranges_has(&at.gaps, place))
+            assert_int_equal(m->done[h][place], 0);
+        else if (place < at.next && is_due(m, h, place) &&
+                 !is_in_queue(m, h, place))
+            assert_int_equal(m->done[h][place], 1);
+    ranges_fini(&at.gaps);
+}
+
 static void check_positions(struct model *m)
 {
-    for (int h = 0; h < HANDLERS; h++) {
-        struct position at;
-
-        if (!pipeline_position(m->p, m->handlers[h], &at))
-            continue;
-        for (int64_t place = 0; place < at.next && place < EVENTS; place++)
-            if (is_due(m, h, place) && !ranges_has(&at.gaps, place) &&
-                !is_in_queue(m, h, place))
-                assert_int_equal(m->done[h][place], 1);
-        for (size_t i = 0; i < at.gaps.len; i++)
-            for (int64_t n = at.gaps.at[i].first; n <= at.gaps.at[i].last; n++)
-                assert_int_equal(m->done[h][n], 0);
-        ranges_fini(&at.gaps);
-    }
+    for (int shard = 0; shard < m->n_parts; shard++)
+        for (int h = 0; h < HANDLERS; h++)
+            check_position(m, shard, h);
 }
 
 static struct handler_spec *spec(const char *pattern, enum ordering ordering,
@@ -763,6 +812,8 @@ static void set_up_parking(struct model *m, uint64_t seed,
                         (uint32_t)i + 1);
     }
     m->p = pipeline_open(m->pl, &source, m, "calls", 0, "calls/0", "id");
+    m->parts[0] = m->p;
+    m->n_parts = 1;
     pipeline_open_cursor(m->p, pipeline_handler(m->pl, ""), &from, 0);
     for (int i = 0; i < HANDLERS; i++) {
         from = (struct position){.next = POSITION_EARLIEST};

@@ -10,6 +10,8 @@ static void finish(struct model *m)
     pipeline_free(m->pl);
     metrics_free(m->metrics);
     ranges_fini(&m->gaps);
+    while (m->n_pieces > 0)
+        free(m->pieces[--m->n_pieces]);
     free(m);
 }
 
@@ -22,6 +24,7 @@ static void open_over(struct model *m, const struct source_ops *kind,
     pipeline_quiet(m->p);
     pipeline_close(m->p);
     m->p = pipeline_open(m->pl, kind, m, "calls", 0, "calls/0", "id");
+    m->parts[0] = m->p;
     pipeline_open_cursor(m->p, pipeline_handler(m->pl, ""), &from, 0);
     for (int i = 0; i < HANDLERS; i++) {
         from = (struct position){.next = next[i]};
@@ -48,10 +51,12 @@ static void check_all_done(struct model *m)
     for (int h = 0; h < HANDLERS; h++) {
         struct position at;
 
-        assert_true(pipeline_position(m->p, m->handlers[h], &at));
-        assert_int_equal(at.next, EVENTS);
-        assert_int_equal(at.gaps.len, 0);
-        ranges_fini(&at.gaps);
+        for (int i = 0; i < m->n_parts; i++) {
+            assert_true(pipeline_position(m->parts[i], m->handlers[h], &at));
+            assert_int_equal(at.next, EVENTS);
+            assert_int_equal(at.gaps.len, 0);
+            ranges_fini(&at.gaps);
+        }
         for (int e = 0; e < EVENTS; e++)
             assert_int_equal(m->done[h][e], is_due(m, h, e));
     }
@@ -125,6 +130,45 @@ static void chance_with_gaps_never_loses_doubles_or_reorders(void **state)
         open_over(m, &outbox,
                   (int64_t[]){POSITION_EARLIEST, POSITION_EARLIEST,
                               POSITION_EARLIEST});
+        run_by_chance(m);
+        finish(m);
+    }
+}
+
+static void open_shard(struct model *m, int shard)
+{
+    struct position from = {.next = POSITION_EARLIEST};
+    struct partition *p;
+    char name[8];
+
+    snprintf(name, sizeof(name), "%d", shard);
+    p = pipeline_open(m->pl, &shards, m, "events", shard, name, "id");
+    m->parts[shard] = p;
+    pipeline_open_cursor(p, pipeline_handler(m->pl, ""), &from, 0);
+    for (int i = 0; i < HANDLERS; i++) {
+        from = (struct position){.next = POSITION_EARLIEST};
+        pipeline_open_cursor(p, m->handlers[i], &from, 1);
+    }
+    pipeline_start(p);
+}
+
+/* M4, M5: and with several shards of one log, whose pieces are read together. */
+static void chance_with_shards_never_loses_doubles_or_reorders(void **state)
+{
+    uint64_t seed = seed_of_test();
+
+    (void)state;
+    for (int round = 0; round < 6; round++, seed++) {
+        struct model *m = xcalloc(1, sizeof(*m));
+
+        print_message("seed %llu\n", (unsigned long long)seed);
+        set_up(m, seed, 120000);
+        hide_some(m);
+        pipeline_quiet(m->p);
+        pipeline_close(m->p);
+        for (m->n_parts = 0; m->n_parts < SHARDS; m->n_parts++)
+            open_shard(m, m->n_parts);
+        m->p = m->parts[0];
         run_by_chance(m);
         finish(m);
     }
@@ -581,6 +625,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(chance_never_loses_doubles_or_reorders),
         cmocka_unit_test(chance_with_gaps_never_loses_doubles_or_reorders),
+        cmocka_unit_test(chance_with_shards_never_loses_doubles_or_reorders),
         cmocka_unit_test(chance_with_a_parked_queue_loses_nothing),
         cmocka_unit_test(handlers_of_a_worker_share_an_event),
         cmocka_unit_test(a_full_window_refuses_more),
