@@ -225,8 +225,6 @@ def test_A5_two_hosts_are_restarted_in_turn(stage):
     assert all(host.stop() == 0 for host in hosts)
 
 
-@pytest.mark.xfail(strict=True, reason="an outbox has one shard: the second host takes it whole and"
-                   " the first stops; shards with leases are being built")
 def test_A5_two_hosts_share_an_outbox(stage):
     restarts, rate = stage.sized(4, 50), stage.sized(400, 2000)
     settings = stage.on_outbox(**narrow(workers={"count": 2}, database={"lease": "3s"}))
