@@ -24,6 +24,10 @@ static const struct command commands[] = {
      "publish events, one JSON envelope a line; prints their ids"},
     {"handlers", cmd_handlers, "list|show|pause|resume|reload|test [NAME]",
      "handlers and their versions"},
+    {"sources", cmd_sources,
+     "list | moves | move TOPIC/PARTITION --to earliest|latest|OFFSET "
+     "[--handler H] --reason TEXT",
+     "partitions, and one that stands still"},
     {"dead-letters", cmd_dead_letters,
      "list|groups|show|redrive|discard|edit [ID…] [--handler H] [--class C] …",
      "deliveries given up"},
@@ -56,6 +60,7 @@ static const char *const valued[] = {
     "--preset",   "--steps",       "--rate",
     "--wait",     "--dir",         "--event",
     "--last",     "--payload",     "--fact",
+    "--to",
 };
 
 #define COUNT(list) (sizeof(list) / sizeof(*(list)))

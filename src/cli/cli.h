@@ -50,7 +50,8 @@ bool cli_flag(const struct cli *c, const char *name);
 
 typedef int cli_command_fn(const struct cli *c);
 cli_command_fn cmd_run, cmd_check, cmd_migrate, cmd_publish, cmd_status,
-    cmd_handlers, cmd_flags, cmd_dead_letters, cmd_deliveries, cmd_dry_run;
+    cmd_handlers, cmd_flags, cmd_sources, cmd_dead_letters, cmd_deliveries,
+    cmd_dry_run;
 
 /* Ask the host. `body` is borrowed, NULL for none. Gives the answer through
  * `answer`; a problem document is printed, and the exit code says which kind. */

@@ -496,3 +496,49 @@ void pipeline_attach(struct pipeline *pl, struct handler *h)
     }
     handler_unblock(pl, h);
 }
+
+/* --- given up ------------------------------------------------------------------- */
+
+static void give_up_of(struct partition *p, struct handler *h,
+                       const struct given_up *what)
+{
+    struct cursor *c = &p->cursors[h->index];
+
+    if (c->mode == CURSOR_ATTACHED)
+        cursor_leave(p->pipeline, p, c, CURSOR_BEHIND, UINT32_MAX);
+    if (c->mode != CURSOR_CLOSED)
+        cursor_give_up(c, what);
+}
+
+/* The log ends before the place of the reading: new events will have the
+ * numbers of those that are gone. */
+static void go_back(struct partition *p, int64_t next)
+{
+    for (size_t i = 1; i < p->n_cursors; i++) {
+        struct cursor *c = &p->cursors[i];
+
+        if (c->mode == CURSOR_CLOSED || c->from.next <= next)
+            continue;
+        ranges_cut(&c->from.gaps, next);
+        c->from.next = next;
+        c->is_void = true;
+    }
+    p->next = p->began = next;
+}
+
+void pipeline_give_up(struct partition *p, struct handler *h,
+                      const struct given_up *what)
+{
+    if (h) {
+        give_up_of(p, h, what);
+        return;
+    }
+    for (size_t i = 1; i < p->n_cursors; i++)
+        if (p->cursors[i].mode != CURSOR_ATTACHED &&
+            p->cursors[i].mode != CURSOR_CLOSED)
+            cursor_give_up(&p->cursors[i], what);
+    if (what->next < p->next)
+        go_back(p, what->next);
+    else
+        pipeline_advance(p, what->next);
+}

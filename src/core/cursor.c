@@ -393,3 +393,51 @@ void cursor_set_mode(struct partition *p, struct cursor *c,
     if (was && !is && h->n_behind == 0)
         p->pipeline->n_behind--;
 }
+
+/* --- what an operator gives up ---------------------------------------------------- */
+
+void pipeline_would_lose(const struct partition *p, const struct handler *h,
+                         const struct given_up *what, struct ranges *lost)
+{
+    const struct cursor *c = &p->cursors[h->index];
+    struct range parts[2] = {{INT64_MIN, what->low - 1},
+                             {what->first, what->next - 1}};
+    struct position at = {0};
+
+    if (c->mode == CURSOR_CLOSED)
+        return;
+    lacks(p, c, &at);
+    ranges_add(&at.gaps, at.next, INT64_MAX - 1);
+    for (int i = 0; i < 2; i++) {
+        struct ranges part = {&parts[i], 1, 1};
+
+        /* Who has no place yet misses nothing of what is gone. */
+        if (at.next == POSITION_LATEST ||
+            (i == 0 && at.next == POSITION_EARLIEST))
+            continue;
+        if (parts[i].first <= parts[i].last)
+            ranges_unite_common(lost, &at.gaps, &part);
+    }
+    ranges_fini(&at.gaps);
+}
+
+void cursor_give_up(struct cursor *c, const struct given_up *what)
+{
+    struct position *at = &c->from;
+
+    c->is_void = true;
+    if (at->next == POSITION_LATEST)
+        return;
+    if (what->low > INT64_MIN)
+        ranges_remove(&at->gaps, INT64_MIN, what->low - 1);
+    if (at->next < what->low)
+        at->next = what->low;
+    if (what->first >= what->next)
+        return;
+    ranges_remove(&at->gaps, what->first, what->next - 1);
+    if (at->next >= what->next)
+        return;
+    if (at->next < what->first)
+        ranges_add(&at->gaps, at->next, what->first - 1);
+    at->next = what->next;
+}

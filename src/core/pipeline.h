@@ -117,6 +117,20 @@ void pipeline_abandon(struct partition *p);
 void pipeline_close(struct partition *p);
 void pipeline_trouble(struct partition *p, const char *text);
 
+/* What an operator gives up, so that a reading goes on: everything below `low`
+ * (it is not there any more), and from `first` up to below `next`. */
+struct given_up {
+    int64_t low, first, next;
+};
+/* What of that the handler has not had; ranges_fini() it. */
+void pipeline_would_lose(const struct partition *p, const struct handler *h,
+                         const struct given_up *what, struct ranges *lost);
+/* Nobody waits for it any more; `h` NULL: the partition's own reading and all
+ * handlers, and reading goes on at `next`, also where that is further back: a
+ * log that has become shorter. Deliveries in memory stay. */
+void pipeline_give_up(struct partition *p, struct handler *h,
+                      const struct given_up *what);
+
 #define PARTITIONS_MAX 4096
 /* The open ones, in the order of opening. */
 size_t pipeline_partitions(struct pipeline *pl, struct partition **all,

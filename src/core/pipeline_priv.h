@@ -103,6 +103,8 @@ void cursor_settled(struct delivery *d);
  * all, the rest is dropped. */
 void cursor_leave(struct pipeline *pl, struct partition *p, struct cursor *c,
                   enum cursor_mode mode, uint32_t keep);
+/* Nothing of it is waited for any more. */
+void cursor_give_up(struct cursor *c, const struct given_up *what);
 void cursor_set_mode(struct partition *p, struct cursor *c,
                      enum cursor_mode mode);
 /* What lies below from.next and has to be read again for it. */

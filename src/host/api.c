@@ -1,6 +1,7 @@
 /* HTTP: metrics, health, readiness and /v1. One function a route. */
 #include "host/api_deadletters.h"
 #include "host/api_deliveries.h"
+#include "host/api_sources.h"
 #include "host/host_priv.h"
 
 #include "base/buf.h"
@@ -128,6 +129,8 @@ json_t *readiness_json(struct host *h)
                             "migrate up");
     if (h->kafka && !h->kafka_is_connected)
         add_reason(reasons, "no Kafka broker can be reached");
+    if (intake_trouble(h->intake))
+        add_reason(reasons, intake_trouble(h->intake));
     if (!supervisor_is_ready(h->supervisor))
         add_reason(reasons, "not all workers are up");
     else if (!catalogue_is_ready(h->catalogue))
@@ -196,11 +199,6 @@ json_t *status_json(struct host *h)
 static void get_status(void *ctx, struct http_request *req)
 {
     http_reply_json(req, 200, status_json(ctx));
-}
-
-static void get_sources(void *ctx, struct http_request *req)
-{
-    http_reply_json(req, 200, intake_json(((struct host *)ctx)->intake));
 }
 
 static void get_settings(void *ctx, struct http_request *req)
@@ -382,6 +380,8 @@ static const struct http_route routes[] = {
     {"GET", "/v1/status", RIGHT_VIEW, get_status},
     {"GET", "/v1/settings", RIGHT_VIEW, get_settings},
     {"GET", "/v1/sources", RIGHT_VIEW, get_sources},
+    {"GET", "/v1/sources/moves", RIGHT_VIEW, get_moves},
+    {"POST", "/v1/sources/move", RIGHT_OPERATE, post_move},
     {"GET", "/v1/handlers", RIGHT_VIEW, get_handlers},
     {"GET", "/v1/handlers/{}", RIGHT_VIEW, get_handler},
     {"GET", "/v1/handlers/{}/bundle", RIGHT_OPERATE, get_bundle},

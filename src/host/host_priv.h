@@ -170,6 +170,21 @@ void intake_handler_added(struct intake *in, struct handler *h);
 void intake_stop(struct intake *in); /* drain: give all partitions back */
 bool intake_is_stopped(const struct intake *in);
 json_t *intake_json(const struct intake *in);
+/* A source that failed for good and is opened again; NULL: none. */
+const char *intake_trouble(const struct intake *in);
+
+struct source_move {
+    const char *partition; /* "topic/3" */
+    const char *to;        /* earliest, latest or an offset */
+    const char *handler;   /* NULL: the reading, and all who stand before it */
+    const char *reason, *who;
+    bool is_forced; /* also where nothing stands still */
+};
+/* `answer` {partition, next, givenUp: [{handler, first, last}]} is given; NULL
+ * with err. */
+typedef void move_done_fn(void *arg, json_t *answer, const struct err *err);
+void intake_move(struct intake *in, const struct source_move *move,
+                 move_done_fn *done, void *arg);
 void intake_collect(struct intake *in);
 
 /* --- switches.c: flags --------------------------------------------------------------- */

@@ -26,6 +26,8 @@
 static const char component[] = "intake";
 
 #define FINISH_MAX_US 5000000
+#define REOPEN_US     1000000
+#define REOPEN_MAX_US 30000000
 
 /* --- events -------------------------------------------------------------------- */
 
@@ -202,8 +204,11 @@ void intake_turn(struct intake *in)
     pipeline_each(in->host->pipeline, after_quiet, in);
 }
 
+static void mend_kafka(struct intake *in, int64_t now_us);
+
 void intake_tick(struct intake *in, int64_t now_us)
 {
+    mend_kafka(in, now_us);
     pipeline_each(in->host->pipeline, check_deadline, &now_us);
     in->has_quiet = true; /* whatever waited for a request of a store */
     if (now_us < in->next_save_us)
@@ -221,6 +226,16 @@ static void on_rebalance(void *arg)
     series_add(metrics_get(h->metrics, M_REBALANCES), 1);
 }
 
+/* Comes from within the consumer: the rest is for the next tick. */
+static void on_fatal(void *arg, const struct err *err)
+{
+    struct intake *in = ((struct host *)arg)->intake;
+
+    free(in->kafka_failed);
+    in->kafka_failed = xasprintf(
+        "the Kafka consumer failed for good and is opened again: %s", err->msg);
+}
+
 static bool start_kafka(struct intake *in, struct err *err)
 {
     struct host *h = in->host;
@@ -229,13 +244,76 @@ static bool start_kafka(struct intake *in, struct err *err)
         .format = h->settings.kafka_format,
         .max_bytes = h->settings.event_max_bytes,
         .on_rebalance = on_rebalance,
+        .on_fatal = on_fatal,
         .arg = h,
     };
 
     if (!h->kafka || json_array_size(h->settings.kafka_topics) == 0)
         return true;
     in->kafka = kafka_source_new(h->loop, &opts, &in->sink, err);
+    in->kafka_opened_us = clock_mono_us();
     return in->kafka != NULL;
+}
+
+const char *intake_trouble(const struct intake *in)
+{
+    return in->kafka_failed;
+}
+
+static void on_kafka_ended(void *arg)
+{
+    struct intake *in = arg;
+
+    in->is_kafka_ended = true;
+    if (in->is_stopping)
+        in->stopping--;
+}
+
+/* Longer and longer, unless it went well for a while. */
+static int64_t next_backoff(const struct intake *in, int64_t now_us)
+{
+    int64_t twice = 2 * in->kafka_backoff_us;
+
+    if (!twice || now_us - in->kafka_opened_us > REOPEN_MAX_US)
+        return REOPEN_US;
+    return twice < REOPEN_MAX_US ? twice : REOPEN_MAX_US;
+}
+
+static void free_kafka(struct intake *in, int64_t now_us)
+{
+    kafka_source_free(in->kafka);
+    in->kafka = NULL;
+    in->is_kafka_ending = in->is_kafka_ended = false;
+    in->kafka_backoff_us = next_backoff(in, now_us);
+    in->kafka_again_us = now_us + in->kafka_backoff_us;
+}
+
+static void open_kafka_again(struct intake *in, int64_t now_us)
+{
+    struct err err;
+
+    free(in->kafka_failed);
+    in->kafka_failed = NULL;
+    if (start_kafka(in, &err)) {
+        log_info("Kafka consumer opened again", "%s", "");
+        return;
+    }
+    in->kafka_failed = xstrdup(err.msg);
+    in->kafka_again_us = now_us + in->kafka_backoff_us;
+}
+
+static void mend_kafka(struct intake *in, int64_t now_us)
+{
+    if (!in->kafka_failed || in->is_stopping)
+        return;
+    if (in->kafka && !in->is_kafka_ending) {
+        in->is_kafka_ending = true;
+        kafka_source_stop(in->kafka, on_kafka_ended, in);
+    } else if (in->is_kafka_ended) {
+        free_kafka(in, now_us);
+    } else if (!in->kafka && now_us >= in->kafka_again_us) {
+        open_kafka_again(in, now_us);
+    }
 }
 
 static bool start_outbox(struct intake *in, struct err *err)
@@ -269,6 +347,7 @@ struct intake *intake_new(struct host *h)
     struct intake *in = xcalloc(1, sizeof(*in));
 
     in->host = h;
+    in->given_up = json_array();
     in->sink = (struct source_sink){
         .ctx = in,
         .opened = intake_opened,
@@ -323,7 +402,9 @@ void intake_stop(struct intake *in)
     in->is_stopping = true;
     in->stopping =
         (in->kafka != NULL) + (in->outbox != NULL) + (in->redrive != NULL);
-    if (in->kafka)
+    if (in->is_kafka_ended)
+        in->stopping--;
+    else if (in->kafka && !in->is_kafka_ending)
         kafka_source_stop(in->kafka, on_stopped, in);
     if (in->outbox)
         outbox_source_stop(in->outbox, on_stopped, in);
@@ -343,6 +424,8 @@ void intake_free(struct intake *in)
     if (!in)
         return;
     kafka_source_free(in->kafka);
+    free(in->kafka_failed);
+    json_decref(in->given_up);
     outbox_source_free(in->outbox);
     redrive_source_free(in->redrive);
     parked_source_free(in->parked);

@@ -84,18 +84,19 @@ static void on_created(void *arg, size_t n_fenced, const size_t *fenced,
     intake_start_if_ready(in, p);
 }
 
-/* Where a handler without a position starts. */
+/* Where a handler without a position starts. What was written to a partition
+ * before we heard that it was added is not passed over. */
 static int64_t fresh_start(const struct intake *in, const struct partition *p,
                            const struct handler *h, bool any_found,
-                           int64_t furthest)
+                           bool is_added, int64_t furthest)
 {
     const struct settings *s = &in->host->settings;
     const char *start =
         p->ops->kind == SOURCE_KAFKA ? s->kafka_start : s->outbox_start;
 
     if (!any_found && p->state == PARTITION_OPENING) /* never read before */
-        return strcmp(start, "latest") == 0 ? POSITION_LATEST
-                                            : POSITION_EARLIEST;
+        return strcmp(start, "latest") == 0 && !is_added ? POSITION_LATEST
+                                                         : POSITION_EARLIEST;
     if (h->spec && h->spec->start != POSITION_LATEST)
         return POSITION_EARLIEST; /* or a time: see min_occurred_us */
     return p->state == PARTITION_OPENING ? furthest : pipeline_front(p);
@@ -151,8 +152,9 @@ static void choose_start(struct taking *t, struct handler *h,
                          int64_t furthest)
 {
     ranges_fini(&found->at.gaps);
-    found->at = (struct position){
-        .next = fresh_start(t->intake, t->p, h, any_found, furthest)};
+    found->at =
+        (struct position){.next = fresh_start(t->intake, t->p, h, any_found,
+                                              found->is_added, furthest)};
     if (h->spec && h->spec->start != POSITION_LATEST &&
         h->spec->start != POSITION_EARLIEST)
         t->p->cursors[h->index].min_occurred_us = h->spec->start;

@@ -3,6 +3,7 @@
  *
  *   intake_open.c   positions are taken, cursors opened, reading begins
  *   intake_save.c   what moved is written down, then the source may commit
+ *   intake_move.c   what an operator gives up, so that a partition goes on
  *   intake.c        the sources, what they say, and closing
  *   intake_show.c   status and metrics
  */
@@ -21,6 +22,13 @@ struct intake {
     unsigned stopping; /* sources that are not stopped yet */
     bool is_stopping, is_saving, has_quiet;
     int64_t next_save_us;
+    json_t *given_up; /* lately, for people */
+
+    /* A Kafka consumer that failed for good is stopped, freed and, after a
+     * while, opened again. */
+    char *kafka_failed;
+    bool is_kafka_ending, is_kafka_ended;
+    int64_t kafka_opened_us, kafka_again_us, kafka_backoff_us;
 };
 
 /* --- intake_open.c ---------------------------------------------------------------- */

@@ -76,6 +76,7 @@ json_t *intake_json(const struct intake *in)
         json_object_set_new(json, "outbox", outbox_source_json(in->outbox));
     pipeline_each(in->host->pipeline, add_json, partitions);
     json_object_set_new(json, "partitions", partitions);
+    json_object_set(json, "givenUp", in->given_up);
     return json;
 }
 

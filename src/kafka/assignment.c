@@ -10,8 +10,18 @@
 #include "kafka/lookup.h"
 
 #include <stdlib.h>
+#include <string.h>
+
+#define CHECK_S 5. /* between two looks at the topics' ids */
 
 static const char component[] = "kafka";
+
+static void drop_offer(struct kafka_consumer *c)
+{
+    if (c->offered)
+        rd_kafka_topic_partition_list_destroy(c->offered);
+    c->offered = NULL;
+}
 
 void assignment_noted(rd_kafka_t *rk, rd_kafka_resp_err_t code,
                       rd_kafka_topic_partition_list_t *parts, void *opaque)
@@ -21,10 +31,10 @@ void assignment_noted(rd_kafka_t *rk, rd_kafka_resp_err_t code,
     if (c->closing) {
         rd_kafka_assign(rk, NULL);
     } else if (code == RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS) {
-        if (c->offered)
-            rd_kafka_topic_partition_list_destroy(c->offered);
+        drop_offer(c);
         c->offered = rd_kafka_topic_partition_list_copy(parts);
     } else if (code == RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS) {
+        drop_offer(c); /* it was for what is taken away now */
         c->revoke = true;
         c->lost = rd_kafka_assignment_lost(rk);
     } else {
@@ -117,19 +127,82 @@ static void name_embedded(struct kafka_consumer *c)
     announce(c);
 }
 
-/* Same name, other topic id: the topic was deleted and made again. */
-static void name_parts(struct kafka_consumer *c)
+static void ask_ids(struct kafka_consumer *c, kafka_ids_fn *fn)
 {
     const char **topics = xcalloc(c->nparts + 1, sizeof(*topics));
 
     for (size_t i = 0; i < c->nparts; i++)
         topics[i] = c->parts[i]->pub.topic;
+    kafka_lookup_ids(c->lookup, topics, c->nparts, fn, c);
+    free(topics);
+}
+
+static void name_parts(struct kafka_consumer *c)
+{
     if (*c->incarnation || c->nparts == 0)
         name_embedded(c);
     else
-        kafka_lookup_ids(c->lookup, topics, c->nparts, on_ids, c);
-    free(topics);
+        ask_ids(c, on_ids);
 }
+
+/* --- deleted and made anew ------------------------------------------------- */
+
+/* The group hears nothing of it when it is quick, and the brokers would go on
+ * with the old offset in the new log. So all parts are given back and offered
+ * again, by their new ids. */
+static void offer_again(struct kafka_consumer *c)
+{
+    int64_t *offsets = xcalloc(c->nparts + 1, sizeof(*offsets));
+
+    drop_offer(c);
+    c->offered = kafka_part_list((struct kafka_part **)(void *)c->parts,
+                                 offsets, c->nparts);
+    c->revoke = true;
+    free(offsets);
+    assignment_serve(c);
+}
+
+static void on_ids_checked(void *arg, char *const *ids)
+{
+    struct kafka_consumer *c = arg;
+    bool is_other = false;
+
+    if (c->membership != MEMBER_ASSIGNED || c->revoke)
+        return;
+    for (size_t i = 0; i < c->nparts; i++) {
+        const struct kafka_part *part = &c->parts[i]->pub;
+
+        if (strcmp(part->source_id, ids[i]) == 0)
+            continue;
+        is_other = true;
+        log_error("topic was deleted and made anew: read from its start",
+                  "topic=%s partition=%d was=" LOG_Q " now=" LOG_Q, part->topic,
+                  part->partition, part->source_id, ids[i]);
+    }
+    if (is_other)
+        offer_again(c);
+}
+
+void assignment_check(struct kafka_consumer *c)
+{
+    if (c->membership == MEMBER_ASSIGNED && c->nparts > 0 && !*c->incarnation)
+        ask_ids(c, on_ids_checked);
+}
+
+static void on_check(UNUSED struct ev_loop *loop, ev_timer *timer,
+                     UNUSED int events)
+{
+    assignment_check(timer->data);
+}
+
+void assignment_init(struct kafka_consumer *c)
+{
+    ev_timer_init(&c->check, on_check, CHECK_S, CHECK_S);
+    c->check.data = c;
+    ev_timer_start(c->loop, &c->check);
+}
+
+/* --- offers and what becomes of them --------------------------------------- */
 
 static void serve_offer(struct kafka_consumer *c)
 {
@@ -170,7 +243,9 @@ bool kafka_consumer_assign(struct kafka_consumer *c, const int64_t *offsets,
     rd_kafka_topic_partition_list_t *list;
     rd_kafka_resp_err_t code;
 
-    if (c->membership != MEMBER_OFFERED)
+    if (c->membership == MEMBER_ASSIGNED)
+        fetch_restart(c);
+    else if (c->membership != MEMBER_OFFERED)
         return err_set(err, ERR_RETRIABLE, "the assignment is gone");
     list = kafka_part_list((struct kafka_part **)(void *)c->parts, offsets,
                            c->nparts);

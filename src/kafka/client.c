@@ -46,6 +46,19 @@ bool kafka_err(struct err *err, rd_kafka_resp_err_t code, const char *what)
                     rd_kafka_err2str(code));
 }
 
+bool kafka_is_undecodable(rd_kafka_resp_err_t code)
+{
+    switch ((int)code) {
+    case RD_KAFKA_RESP_ERR__BAD_MSG:
+    case RD_KAFKA_RESP_ERR__BAD_COMPRESSION:
+    case RD_KAFKA_RESP_ERR__UNDERFLOW:
+    case RD_KAFKA_RESP_ERR__NOT_IMPLEMENTED: /* a codec we do not have */
+    case RD_KAFKA_RESP_ERR_INVALID_MSG:      /* the broker's CRC check */
+    case RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE: return true;
+    default: return false;
+    }
+}
+
 bool kafka_conf_put(rd_kafka_conf_t *conf, const char *name, const char *value,
                     struct err *err)
 {
@@ -70,6 +83,21 @@ static void set_connected(struct kafka_client *client, bool connected)
         client->on_state(client->state_arg, connected);
 }
 
+void kafka_client_died(struct kafka_client *client)
+{
+    rd_kafka_resp_err_t code;
+    char text[256];
+    struct err err;
+
+    if (client->is_dead)
+        return;
+    client->is_dead = true;
+    code = rd_kafka_fatal_error(client->rk, text, sizeof(text));
+    err_code(&err, ERR_PERMANENT, rd_kafka_err2name(code), "%s", text);
+    if (client->on_fatal)
+        client->on_fatal(client, &err);
+}
+
 static void on_error(UNUSED rd_kafka_t *rk, int code, const char *reason,
                      void *opaque)
 {
@@ -79,6 +107,8 @@ static void on_error(UNUSED rd_kafka_t *rk, int code, const char *reason,
              rd_kafka_err2name((rd_kafka_resp_err_t)code), reason);
     if (code == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)
         set_connected(client, false);
+    if (code == RD_KAFKA_RESP_ERR__FATAL)
+        kafka_client_died(client);
 }
 
 /* Statistics are the only place where librdkafka says that a broker is up. */

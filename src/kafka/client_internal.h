@@ -14,8 +14,11 @@ struct kafka_client {
     const char *role; /* "consumer" or "producer", for log lines */
     rd_kafka_t *rk;
     bool connected;
+    bool is_dead; /* a fatal error: only to be closed */
     void (*on_state)(void *arg, bool connected);
     void *state_arg;
+    /* NULL or called once, from within a poll, with the client. */
+    void (*on_fatal)(void *client, const struct err *err);
 };
 
 /* Calls `on_ready` on the loop when `queue` turns from empty to non-empty;
@@ -42,11 +45,18 @@ bool kafka_conf_put(rd_kafka_conf_t *conf, const char *name, const char *value,
 bool kafka_client_open(struct kafka_client *client, rd_kafka_type_t type,
                        rd_kafka_conf_t *conf, struct err *err) MUST_CHECK;
 
+/* librdkafka has said _FATAL, by its callback or in a queue. */
+void kafka_client_died(struct kafka_client *client);
+
 /* `queue` is taken: given back to librdkafka at fini. */
 void kafka_wake_init(struct kafka_wake *wake, struct ev_loop *loop,
                      rd_kafka_queue_t *queue, void (*on_ready)(void *arg),
                      void *arg);
 void kafka_wake_fini(struct kafka_wake *wake);
+
+/* What lies in the partition there cannot be read, however often it is
+ * fetched. */
+bool kafka_is_undecodable(rd_kafka_resp_err_t code);
 
 /* An error of librdkafka with its name as the code. Returns false. */
 bool kafka_err(struct err *err, rd_kafka_resp_err_t code, const char *what);

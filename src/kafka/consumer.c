@@ -52,23 +52,6 @@ static void on_commits(void *arg)
     }
 }
 
-/* What librdkafka has queued of before it drops by itself. */
-bool kafka_consumer_seek(struct kafka_consumer *c, struct kafka_part *pub,
-                         int64_t offset, struct err *err)
-{
-    struct part *part = part_of(pub);
-    rd_kafka_topic_partition_list_t *list = kafka_part_list(&pub, &offset, 1);
-    rd_kafka_error_t *fault = rd_kafka_seek_partitions(c->client.rk, list, 0);
-
-    rd_kafka_topic_partition_list_destroy(list);
-    fetch_restart(c, part);
-    if (!fault)
-        return true;
-    kafka_err(err, rd_kafka_error_code(fault), "seek");
-    rd_kafka_error_destroy(fault);
-    return false;
-}
-
 int64_t kafka_consumer_end(const struct kafka_consumer *c,
                            const struct kafka_part *part)
 {
@@ -89,6 +72,14 @@ bool kafka_consumer_paused(const struct kafka_part *part)
 bool kafka_consumer_connected(const struct kafka_consumer *c)
 {
     return c->client.connected;
+}
+
+static void on_fatal(void *arg, const struct err *err)
+{
+    struct kafka_consumer *c = arg;
+
+    if (!c->closing)
+        c->ops->on_fatal(c->arg, err);
 }
 
 /* --- life ----------------------------------------------------------------- */
@@ -169,9 +160,11 @@ struct kafka_consumer *kafka_consumer_new(struct ev_loop *loop,
     c->loop = loop;
     c->ops = ops;
     c->arg = arg;
+    c->client.on_fatal = on_fatal;
     c->incarnation =
         xstrdup(settings->incarnation ? settings->incarnation : "");
     fetch_init(c);
+    assignment_init(c);
     conf = kafka_conf_new(settings, defaults, &c->client, err);
     if (!conf)
         goto fail;
@@ -197,6 +190,7 @@ void kafka_consumer_free(struct kafka_consumer *c)
         return;
     c->closing = true;
     fetch_stop(c);
+    ev_timer_stop(c->loop, &c->check);
     assignment_drop(c);
     if (c->client.rk) {
         rd_kafka_consumer_close(c->client.rk);

@@ -62,10 +62,15 @@ struct kafka_consumer_ops {
      * not offered (control records take places too). */
     void (*on_end)(void *arg, struct kafka_part *part, int64_t offset);
     /* This partition gets nothing more for now: its offset is out of range
-     * (until it is assigned anew), its topic is gone, or access was refused.
-     * What comes from `offset` or behind shows that it is over. */
+     * (until it is assigned anew), what lies there cannot be read
+     * (is_undecodable), its topic is gone, or access was refused. Comes again
+     * for as long as it is so. What comes from `offset` or behind shows that it
+     * is over. */
     void (*on_part_error)(void *arg, struct kafka_part *part, int64_t offset,
-                          const struct err *err);
+                          bool is_undecodable, const struct err *err);
+    /* The client is of no use any more (another member with our instance id,
+     * say): stop, free and open it again. Not to be freed from within. */
+    void (*on_fatal)(void *arg, const struct err *err);
     /* The result of a commit; `err` NULL when it was stored. */
     void (*on_committed)(void *arg, const struct err *err);
 };
@@ -87,7 +92,8 @@ void kafka_consumer_find(struct kafka_consumer *c,
                          struct kafka_part *const *parts, const bool *wants_end,
                          size_t n, kafka_found_fn *fn, void *arg);
 
-/* Start reading part i at offsets[i], for all parts of on_assigned. */
+/* Start reading part i at offsets[i], for all parts of on_assigned. Later, go
+ * on there: what was fetched and not taken is dropped. */
 bool kafka_consumer_assign(struct kafka_consumer *c, const int64_t *offsets,
                            struct err *err) MUST_CHECK;
 
@@ -98,14 +104,6 @@ void kafka_consumer_unassign(struct kafka_consumer *c);
 void kafka_consumer_commit(struct kafka_consumer *c,
                            struct kafka_part *const *parts,
                            const int64_t *offsets, size_t n);
-
-/* As offsets of kafka_consumer_seek(): librdkafka's logical ones. */
-#define KAFKA_OFFSET_BEGIN (-2)
-#define KAFKA_OFFSET_END   (-1)
-
-/* Go on at another offset. */
-bool kafka_consumer_seek(struct kafka_consumer *c, struct kafka_part *pub,
-                         int64_t offset, struct err *err) MUST_CHECK;
 
 /* There is room again for a part whose record was refused. */
 void kafka_consumer_continue(struct kafka_consumer *c, struct kafka_part *pub);

@@ -1,6 +1,6 @@
 /*
  * A consumer's inside. assignment.c knows which partitions are ours, fetch.c
- * reads their records, consumer.c opens, commits, seeks and closes.
+ * reads their records, consumer.c opens, commits and closes.
  */
 #ifndef MT_KAFKA_CONSUMER_PRIV_H
 #define MT_KAFKA_CONSUMER_PRIV_H
@@ -22,7 +22,6 @@ struct part {
     struct kafka_part pub; /* first: a kafka_part is a part */
     bool full;             /* its last record was refused */
     bool paused;           /* in librdkafka */
-    uint64_t seek_batch;   /* messages of this batch are from before a seek */
     int64_t end;           /* it ended here and nothing came since, or -1 */
 };
 
@@ -56,7 +55,6 @@ struct kafka_consumer {
     struct slot *slots; /* (topic, partition) -> part, open addressing */
     size_t nslots;      /* a power of two */
 
-    uint64_t batches; /* read so far */
     struct kept *stash;
     size_t stashed, stash_cap;
 
@@ -64,6 +62,7 @@ struct kafka_consumer {
     rd_kafka_topic_partition_list_t *offered;
     bool revoke, lost;
     bool closing;
+    ev_timer check; /* are these the same topics still? */
 };
 
 static inline struct part *part_of(struct kafka_part *pub)
@@ -78,6 +77,9 @@ kafka_part_list(struct kafka_part *const *parts, const int64_t *offsets,
 
 /* assignment.c */
 
+void assignment_init(struct kafka_consumer *c);
+/* Ask the brokers whether a topic was deleted and made anew. */
+void assignment_check(struct kafka_consumer *c);
 /* librdkafka's rebalance callback: only notes what happened. */
 void assignment_noted(rd_kafka_t *rk, rd_kafka_resp_err_t code,
                       rd_kafka_topic_partition_list_t *parts, void *opaque);
@@ -95,9 +97,9 @@ void fetch_stop(struct kafka_consumer *c);
 void fetch_ready(void *arg);
 /* Reads in the next turn of the loop, after everybody else had theirs. */
 void fetch_soon(struct kafka_consumer *c);
-/* The part goes on at another offset: what we hold of it (stash, the batch
- * being read) is dropped. */
-void fetch_restart(struct kafka_consumer *c, struct part *part);
+/* All parts go on at other offsets: what we hold of them is dropped. Not from
+ * within a batch. */
+void fetch_restart(struct kafka_consumer *c);
 /* Drops what is held of all parts. */
 void fetch_forget(struct kafka_consumer *c);
 

@@ -107,8 +107,6 @@ static void on_record_error(struct kafka_consumer *c,
     struct err err;
 
     if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF) {
-        if (part && part->seek_batch == c->batches)
-            return; /* of the reading before the seek */
         if (part)
             part->end = m->offset;
         if (part && !part->full)
@@ -116,6 +114,10 @@ static void on_record_error(struct kafka_consumer *c,
         return;
     }
     kafka_err(&err, m->err, rd_kafka_message_errstr(m));
+    if (part && kafka_is_undecodable(m->err)) {
+        c->ops->on_part_error(c->arg, &part->pub, m->offset, true, &err);
+        return;
+    }
     switch ((int)m->err) {
     case RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET:
     case RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE:
@@ -124,10 +126,12 @@ static void on_record_error(struct kafka_consumer *c,
     case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
         if (part) {
             err_wrap(&err, "at offset %lld", (long long)m->offset);
-            c->ops->on_part_error(c->arg, &part->pub, m->offset, &err);
+            c->ops->on_part_error(c->arg, &part->pub, m->offset, false, &err);
+            assignment_check(c); /* is it the same topic still? */
             break;
         }
         /* fall through */
+    case RD_KAFKA_RESP_ERR__FATAL: kafka_client_died(&c->client); break;
     default:
         log_warn("consumer error", "topic=%s code=%s err=" LOG_Q,
                  m->rkt ? rd_kafka_topic_name(m->rkt) : "", err.code, err.msg);
@@ -143,7 +147,7 @@ static void take(struct kafka_consumer *c, rd_kafka_message_t *m,
         part->end = -1;
     if (m->err)
         on_record_error(c, m);
-    if (!part || part->seek_batch == c->batches)
+    if (!part)
         rd_kafka_message_destroy(m);
     else if (part->full || !offer(c, part, m, next))
         stash(c, part, m);
@@ -242,7 +246,6 @@ static ssize_t read_batch(struct kafka_consumer *c, size_t room)
     rd_kafka_message_t *batch[BATCH];
     ssize_t n;
 
-    c->batches++;
     n = rd_kafka_consume_batch_queue(c->wake.queue, 0, batch, room);
     for (ssize_t i = 0; i < n; i++)
         take(c, batch[i], i + 1 < n ? batch[i + 1] : NULL);
@@ -321,21 +324,17 @@ void kafka_consumer_continue(struct kafka_consumer *c, struct kafka_part *pub)
     fetch_soon(c);
 }
 
-void fetch_restart(struct kafka_consumer *c, struct part *part)
+void fetch_restart(struct kafka_consumer *c)
 {
-    size_t left = 0;
+    fetch_forget(c);
+    c->all_paused = false;
+    for (size_t i = 0; i < c->nparts; i++) {
+        struct part *part = c->parts[i];
 
-    for (size_t i = 0; i < c->stashed; i++) {
-        if (c->stash[i].part == part)
-            rd_kafka_message_destroy(c->stash[i].message);
-        else
-            c->stash[left++] = c->stash[i];
+        part->end = -1; /* before resuming: that must not seek */
+        part->full = false;
+        set_paused(c, part, false);
     }
-    c->stashed = left;
-    part->end = -1;
-    part->seek_batch = c->batches; /* the rest of it is from before */
-    part->full = false;
-    set_paused(c, part, false);
     fetch_soon(c);
 }
 

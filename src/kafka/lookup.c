@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RETRY 0.5 /* seconds between two attempts */
+#define RETRY     0.5 /* seconds between two attempts */
+#define SAY_AGAIN 10. /* seconds between two lines about them */
 
 static const char component[] = "kafka";
 
@@ -15,6 +16,7 @@ struct kafka_lookup {
     struct ev_loop *loop;
     struct kafka_wake wake;
     ev_timer retry;
+    double said;
     uintptr_t asked; /* counts requests: late answers do not match */
 
     char **topics; /* names of the open question, or NULL */
@@ -106,7 +108,11 @@ static void forget_bounds(struct kafka_lookup *l)
 
 static void again(struct kafka_lookup *l, const char *what, const char *why)
 {
-    log_warn("broker did not answer", "question=%s err=" LOG_Q, what, why);
+    if (ev_now(l->loop) - l->said > SAY_AGAIN) {
+        l->said = ev_now(l->loop);
+        log_warn("broker did not answer", "question=%s about=" LOG_Q, what,
+                 why);
+    }
     if (ev_is_active(&l->retry))
         return;
     ev_timer_set(&l->retry, RETRY, 0.);

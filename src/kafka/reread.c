@@ -100,8 +100,11 @@ static bool on_error(struct stream *s, const rd_kafka_message_t *m)
         return m->offset > s->piece.last;
     kafka_err(&err, m->err, rd_kafka_message_errstr(m));
     if (m->err == RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET ||
-        m->err == RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE)
-        s->reread->ops->on_fault(s->reread->arg, s->piece.owner, &err);
+        m->err == RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE ||
+        kafka_is_undecodable(m->err))
+        s->reread->ops->on_fault(s->reread->arg, s->piece.owner,
+                                 s->at == UNALIGNED ? s->piece.first : s->at,
+                                 kafka_is_undecodable(m->err), &err);
     else
         log_warn("cannot read again",
                  "topic=%s partition=%d code=%s err=" LOG_Q, s->name,

@@ -11,6 +11,8 @@
 
 #include "kafka/consumer.h"
 
+#define KAFKA_OFFSET_BEGIN (-2) /* librdkafka's: the first that is there */
+
 struct kafka_reread;
 
 struct kafka_reread_ops {
@@ -20,9 +22,10 @@ struct kafka_reread_ops {
     /* Once for a piece: all that there is below `next` came. The next piece may
      * be asked for from within. */
     void (*on_done)(void *arg, void *owner, int64_t next);
-    /* The partition's log begins behind what was asked for: nothing comes until
-     * the piece is cancelled. */
-    void (*on_fault)(void *arg, void *owner, const struct err *err);
+    /* The partition's log begins behind `offset`, or what lies there cannot be
+     * read (is_undecodable): nothing comes until the piece is cancelled. */
+    void (*on_fault)(void *arg, void *owner, int64_t offset,
+                     bool is_undecodable, const struct err *err);
 };
 
 /* `settings` and what it points to outlive it. */

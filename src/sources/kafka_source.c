@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "core/handler.h"
 #include "core/partition.h"
 #include "kafka/consumer.h"
 #include "kafka/reread.h"
@@ -26,6 +27,13 @@
 
 static const char component[] = "kafka";
 
+/* Where a reading stands still, and why. */
+struct halt {
+    char *text; /* NULL: it does not */
+    int64_t at;
+    bool is_undecodable;
+};
+
 struct place {
     struct kafka_source *source;
     struct kafka_part *part;
@@ -33,10 +41,12 @@ struct place {
     int64_t start;       /* asked by the host */
     bool has_started;
     bool is_paused;
-    int64_t trouble_at; /* what is read from there on shows that it is over */
-    int64_t committed;  /* last given to the group */
-    int64_t settled;    /* to be committed; -1 nothing */
-    struct handler *reader; /* of the piece that is read again */
+    struct halt halt;  /* what is read from there on shows that it is over */
+    int64_t committed; /* last given to the group */
+    int64_t settled;   /* to be committed; -1 nothing */
+    struct handler *reader; /* of the piece that is read again, or NULL */
+    int64_t piece;          /* its first offset */
+    struct halt reader_halt;
 };
 
 struct kafka_source {
@@ -46,13 +56,20 @@ struct kafka_source {
     struct kafka_events events;
     struct kafka_reread *reread; /* for handlers that are behind */
     void (*on_rebalance)(void *arg);
-    void *rebalance_arg;
+    void (*on_fatal)(void *arg, const struct err *err);
+    void *arg; /* of both */
+    bool is_dead;
 
     struct place **places;
     size_t n, open; /* in the assignment; not yet closed */
     bool is_reading, is_leaving, is_lost;
     ev_timer commit_soon, farewell;
     unsigned commits; /* under way */
+
+    struct place *asking; /* for its bounds; NULL: nobody */
+    kafka_bounds_of_fn *bounds;
+    void *bounds_arg;
+    int64_t low;
 
     struct stopping stopping;
 };
@@ -64,18 +81,43 @@ static struct place *place_of(const struct partition *p)
 
 /* --- records --------------------------------------------------------------- */
 
+static void halt_end(struct halt *halt)
+{
+    free(halt->text);
+    *halt = (struct halt){0};
+}
+
+/* The partition's own trouble goes before that of a handler's own reading. */
+static void tell_trouble(struct place *place)
+{
+    const char *text =
+        place->halt.text ? place->halt.text : place->reader_halt.text;
+
+    place->source->sink.trouble(place->source->sink.ctx, place->p, text);
+}
+
+/* librdkafka says it again and again: false when it is known. */
+static bool halt_at(struct halt *halt, int64_t at, bool is_undecodable,
+                    char *text)
+{
+    bool is_known =
+        halt->text && halt->at == at && strcmp(halt->text, text) == 0;
+
+    free(halt->text);
+    *halt = (struct halt){text, at, is_undecodable};
+    return !is_known;
+}
+
 /* It may have been a right taken away for a while, or a broker that did not
  * know the topic yet: nobody else would say that it has passed. */
 static void read_again(struct place *place, int64_t offset)
 {
-    struct kafka_source *s = place->source;
-
-    if (place->trouble_at < 0 || offset < place->trouble_at)
+    if (!place->halt.text || offset < place->halt.at)
         return;
-    place->trouble_at = -1;
+    halt_end(&place->halt);
     log_info("partition is read again", "topic=%s partition=%d",
              place->part->topic, place->part->partition);
-    s->sink.trouble(s->sink.ctx, place->p, NULL);
+    tell_trouble(place);
 }
 
 static size_t room(void *arg)
@@ -114,18 +156,46 @@ static void on_end(void *arg, struct kafka_part *part, int64_t offset)
         s->sink.advance(s->sink.ctx, place->p, offset);
 }
 
-static void on_part_error(void *arg, struct kafka_part *part, int64_t offset,
+/* Records are compressed in batches, and librdkafka names the first one. */
+static int64_t stands_at(const struct place *place, int64_t offset)
+{
+    return place->p->next > offset && place->p->next != POSITION_LATEST
+               ? place->p->next
+               : offset;
+}
+
+static void on_part_error(UNUSED void *arg, struct kafka_part *part,
+                          int64_t offset, bool is_undecodable,
                           const struct err *err)
 {
-    struct kafka_source *s = arg;
     struct place *place = part->owner;
+    char *text;
 
-    log_error("partition stopped", "topic=%s partition=%d code=%s err=" LOG_Q,
-              part->topic, part->partition, err->code, err->msg);
     if (!place || !place->p)
         return;
-    place->trouble_at = offset;
-    s->sink.trouble(s->sink.ctx, place->p, err->msg);
+    if (is_undecodable)
+        offset = stands_at(place, offset);
+    text = is_undecodable
+               ? xasprintf("the record at offset %lld cannot be read: %s",
+                           (long long)offset, err->msg)
+               : xstrdup(err->msg);
+    if (!halt_at(&place->halt, offset, is_undecodable, text))
+        return;
+    log_error("partition stopped",
+              "topic=%s partition=%d offset=%lld code=%s err=" LOG_Q,
+              part->topic, part->partition, (long long)offset, err->code, text);
+    tell_trouble(place);
+}
+
+static void on_fatal(void *arg, const struct err *err)
+{
+    struct kafka_source *s = arg;
+
+    log_error("Kafka consumer failed for good", "code=%s err=" LOG_Q, err->code,
+              err->msg);
+    s->is_dead = true;
+    if (s->on_fatal)
+        s->on_fatal(s->arg, err);
 }
 
 /* --- assignment -------------------------------------------------------------- */
@@ -139,7 +209,7 @@ static struct place *open_place(struct kafka_source *s, struct kafka_part *part)
 
     place->source = s;
     place->part = part;
-    place->settled = place->committed = place->trouble_at = -1;
+    place->settled = place->committed = -1;
     part->owner = place;
     place->p = s->sink.opened(s->sink.ctx, &ops, s, part->topic,
                               part->partition, name, part->source_id);
@@ -210,7 +280,7 @@ static void on_assigned(void *arg, struct kafka_part **parts, size_t n)
     struct kafka_source *s = arg;
 
     if (s->on_rebalance)
-        s->on_rebalance(s->rebalance_arg);
+        s->on_rebalance(s->arg);
     if (s->stopping.is_asked)
         return; /* too late: nobody would close and save what is read now */
     s->places = xcalloc(n + 1, sizeof(*s->places));
@@ -237,6 +307,23 @@ static void start(struct partition *p, const struct position *from)
     start_all(s);
 }
 
+static void place_free(struct place *place)
+{
+    halt_end(&place->halt);
+    halt_end(&place->reader_halt);
+    free(place);
+}
+
+static void end_asking(struct kafka_source *s, bool is_known, int64_t end)
+{
+    kafka_bounds_of_fn *fn = s->bounds;
+
+    if (!s->asking)
+        return;
+    s->asking = NULL;
+    fn(s->bounds_arg, is_known, s->low, end);
+}
+
 static void give_back(struct kafka_source *s)
 {
     struct place **places = s->places;
@@ -247,9 +334,10 @@ static void give_back(struct kafka_source *s)
     s->places = NULL;
     s->n = s->open = 0;
     s->commits = 0; /* an answer that still comes is nobody's */
+    end_asking(s, false, -1);
     for (size_t i = 0; i < n; i++) {
         places[i]->part->owner = NULL;
-        free(places[i]);
+        place_free(places[i]);
     }
     free(places);
     s->is_leaving = false;
@@ -278,7 +366,7 @@ static void on_revoked(void *arg, bool lost)
     struct kafka_source *s = arg;
 
     if (s->on_rebalance)
-        s->on_rebalance(s->rebalance_arg);
+        s->on_rebalance(s->arg);
     if (!s->is_leaving)
         close_all(s, lost);
     else
@@ -394,7 +482,8 @@ static void release(struct event *event)
 {
     const struct kafka_source *s = event->partition->source;
 
-    kafka_kept_free(s->events.keeper, event->memory);
+    if (event->memory) /* not of one that could not even be read */
+        kafka_kept_free(s->events.keeper, event->memory);
 }
 
 /* --- pieces for handlers that are behind --------------------------------------- */
@@ -415,6 +504,7 @@ static void fetch(struct partition *p, struct handler *reader, int64_t first,
     struct err err;
 
     place->reader = reader;
+    place->piece = first;
     if (!kafka_reread_start(s->reread, &piece, &err))
         s->sink.trouble(s->sink.ctx, p, err.msg);
 }
@@ -434,15 +524,125 @@ static void on_piece_done(void *arg, void *owner, int64_t next)
 {
     struct kafka_source *s = arg;
 
-    s->sink.fetched(s->sink.ctx, ((struct place *)owner)->p, next);
-}
-
-static void on_piece_fault(void *arg, void *owner, const struct err *err)
-{
-    struct kafka_source *s = arg;
     struct place *place = owner;
 
-    s->sink.trouble(s->sink.ctx, place->p, err->msg);
+    place->reader = NULL;
+    s->sink.fetched(s->sink.ctx, place->p, next);
+}
+
+static void on_piece_fault(UNUSED void *arg, void *owner, int64_t offset,
+                           bool is_undecodable, const struct err *err)
+{
+    struct place *place = owner;
+    char *text = xasprintf("handler %s, who reads by itself, stands at offset "
+                           "%lld: %s",
+                           place->reader->name, (long long)offset, err->msg);
+
+    if (halt_at(&place->reader_halt, offset, is_undecodable, text))
+        tell_trouble(place);
+}
+
+/* --- an operator's way out -------------------------------------------------------- */
+
+bool kafka_source_trouble(const struct partition *p, const struct handler *h,
+                          struct kafka_trouble *trouble)
+{
+    const struct place *place = place_of(p);
+    const struct halt *halt = h ? &place->reader_halt : &place->halt;
+
+    if (!halt->text || (h && place->reader != h))
+        return false;
+    *trouble =
+        (struct kafka_trouble){halt->at, halt->is_undecodable, halt->text};
+    return true;
+}
+
+static void on_end_found(void *arg, const int64_t *offsets, UNUSED size_t n)
+{
+    end_asking(arg, true, offsets[0]);
+}
+
+static void on_begin_found(void *arg, const int64_t *offsets, UNUSED size_t n)
+{
+    struct kafka_source *s = arg;
+    bool wants_end = true;
+
+    s->low = offsets[0];
+    kafka_consumer_find(s->consumer, &s->asking->part, &wants_end, 1,
+                        on_end_found, s);
+}
+
+bool kafka_source_bounds(struct partition *p, kafka_bounds_of_fn *fn, void *arg)
+{
+    struct place *place = place_of(p);
+    struct kafka_source *s = place->source;
+    bool wants_end = false;
+
+    if (!s->is_reading || s->is_leaving || s->asking)
+        return false;
+    s->asking = place;
+    s->bounds = fn;
+    s->bounds_arg = arg;
+    kafka_consumer_find(s->consumer, &place->part, &wants_end, 1,
+                        on_begin_found, s);
+    return true;
+}
+
+void kafka_source_letters(struct partition *p, struct handler *h, int64_t first,
+                          int64_t next)
+{
+    struct place *place = place_of(p);
+    const struct halt *halt = h ? &place->reader_halt : &place->halt;
+    struct kafka_source *s = place->source;
+
+    for (int64_t at = first; at < next; at++) {
+        struct event *event = s->sink.event_new(s->sink.ctx, p);
+
+        event->place = at;
+        event->form = BODY_BINARY;
+        event->reader = h;
+        event->undecodable = xstrdup(halt->text ? halt->text : "given up");
+        s->sink.offer(s->sink.ctx, event);
+    }
+}
+
+/* What is fetched for it may be from before. */
+static void read_piece_anew(struct place *place)
+{
+    struct kafka_source *s = place->source;
+
+    if (!place->reader)
+        return;
+    kafka_reread_cancel(s->reread, place->part->topic, place->part->partition);
+    place->reader = NULL;
+    s->sink.fetched(s->sink.ctx, place->p, place->piece);
+}
+
+/* The brokers' assignment is one: the other partitions go on where they are. */
+bool kafka_source_go_on(struct partition *p, const struct handler *h,
+                        struct err *err)
+{
+    struct place *place = place_of(p);
+    struct kafka_source *s = place->source;
+    int64_t *offsets;
+    bool ok;
+
+    if (!h || place->reader == h) {
+        read_piece_anew(place);
+        halt_end(&place->reader_halt);
+    }
+    if (h) {
+        tell_trouble(place);
+        return true;
+    }
+    halt_end(&place->halt);
+    tell_trouble(place);
+    offsets = xcalloc(s->n, sizeof(*offsets));
+    for (size_t i = 0; i < s->n; i++)
+        offsets[i] = s->places[i]->p->next;
+    ok = kafka_consumer_assign(s->consumer, offsets, err);
+    free(offsets);
+    return ok;
 }
 
 static const struct kafka_reread_ops reread_ops = {
@@ -486,6 +686,7 @@ static const struct kafka_consumer_ops consumer_ops = {
     .on_record = on_record,
     .on_end = on_end,
     .on_part_error = on_part_error,
+    .on_fatal = on_fatal,
     .on_committed = on_committed,
 };
 
@@ -499,7 +700,8 @@ struct kafka_source *kafka_source_new(struct ev_loop *loop,
     s->loop = loop;
     s->sink = *sink;
     s->on_rebalance = opts->on_rebalance;
-    s->rebalance_arg = opts->arg;
+    s->on_fatal = opts->on_fatal;
+    s->arg = opts->arg;
     ev_timer_init(&s->commit_soon, on_commit_soon, COMMIT_GAP, 0.);
     ev_timer_init(&s->farewell, on_farewell, FAREWELL, 0.);
     s->commit_soon.data = s->farewell.data = s;
@@ -520,7 +722,7 @@ void kafka_source_stop(struct kafka_source *s, void (*done)(void *arg),
 {
     stopping_ask(&s->stopping, done, arg);
     if (!s->is_leaving)
-        close_all(s, false);
+        close_all(s, s->is_dead); /* who is fenced has lost all */
 }
 
 void kafka_source_free(struct kafka_source *s)
@@ -531,7 +733,7 @@ void kafka_source_free(struct kafka_source *s)
     ev_timer_stop(s->loop, &s->farewell);
     kafka_consumer_free(s->consumer);
     for (size_t i = 0; i < s->n; i++)
-        free(s->places[i]);
+        place_free(s->places[i]);
     free(s->places);
     kafka_reread_free(s->reread);
     kafka_events_fini(&s->events);

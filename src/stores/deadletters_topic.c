@@ -136,7 +136,9 @@ static void on_delivered(void *arg, const struct err *err)
 
 static void produce(struct letter *letter)
 {
-    const struct kafka_kept *kept = letter->event->memory;
+    static const struct kafka_kept none; /* it could not even be read */
+    const struct kafka_kept *kept =
+        letter->event->memory ? letter->event->memory : &none;
     size_t n = kept->nheaders + letter->nours;
     struct kafka_header *headers = xcalloc(n + 1, sizeof(*headers));
 

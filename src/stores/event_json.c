@@ -21,7 +21,7 @@ json_t *event_headers_json(const struct event *event)
     const struct kafka_kept *kept = event->memory;
     json_t *json = json_object();
 
-    if (event->ops->kind != SOURCE_KAFKA || event->parked_id)
+    if (event->ops->kind != SOURCE_KAFKA || event->parked_id || !kept)
         return json;
     for (size_t i = 0; i < kept->nheaders; i++) {
         char *name = clean_text(kept->headers[i].name);

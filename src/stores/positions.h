@@ -25,7 +25,10 @@ struct position_key {
 };
 
 struct position_found {
-    bool found;         /* a row of this source_id was there */
+    bool found; /* a row of this source_id was there */
+    /* None was, but the topic's other partitions are known for a while: this
+     * one was added. Without PostgreSQL it cannot be told. */
+    bool is_added;
     struct position at; /* gives: ranges_fini() is the callback's duty */
     int64_t epoch;      /* ours from now on */
 };

@@ -34,14 +34,22 @@ struct request {
     void *arg;
 };
 
+/* All partitions of a new topic get their rows within that time. */
+#define NEW_FOR "interval '5 seconds'"
+
 static const char take_sql[] =
-    "WITH k AS (SELECT * FROM unnest($1::text[], $2::text[], $3::text[])"
-    " WITH ORDINALITY AS k(handler, source, part, i)"
-    " ORDER BY handler, source, part)"
-    " UPDATE event_handler_positions p SET epoch = p.epoch + 1, owner = $4,"
-    " updated_at = now() FROM k WHERE p.handler_name = k.handler"
+    "WITH k AS (SELECT * FROM unnest($1::text[], $2::text[], $3::text[],"
+    " $4::text[]) WITH ORDINALITY AS k(handler, source, part, source_id, i)"
+    " ORDER BY handler, source, part),"
+    " w AS (UPDATE event_handler_positions p SET epoch = p.epoch + 1,"
+    " owner = $5, updated_at = now() FROM k WHERE p.handler_name = k.handler"
     " AND p.source = k.source AND p.partition = k.part"
-    " RETURNING k.i - 1, p.source_id, p.seq, p.gaps::text, p.epoch";
+    " RETURNING k.i - 1 AS i, p.source_id, p.seq, p.gaps::text, p.epoch)"
+    " SELECT * FROM w UNION ALL SELECT k.i - 1, NULL, NULL, NULL, NULL FROM k"
+    " WHERE k.source = 'kafka' AND EXISTS (SELECT"
+    " FROM event_handler_positions o WHERE o.source_id = k.source_id"
+    " AND o.source = k.source AND o.partition <> k.part"
+    " AND o.created_at < now() - " NEW_FOR ")";
 
 /* Nothing is written: the epoch is the shard's, -1 when that is not ours. */
 static const char take_shard_sql[] =
@@ -70,7 +78,8 @@ static const char save_sql[] =
     " FROM held) ORDER BY handler, source, part"
     " ON CONFLICT (handler_name, source, partition) DO UPDATE SET"
     " source_id = excluded.source_id, seq = excluded.seq,"
-    " gaps = excluded.gaps, updated_at = now(),"
+    " gaps = excluded.gaps, updated_at = now(), created_at = CASE"
+    " WHEN p.source_id = excluded.source_id THEN p.created_at ELSE now() END,"
     " last_processed_id = coalesce(excluded.last_processed_id,"
     "  p.last_processed_id),"
     " last_processed_at = coalesce(excluded.last_processed_at,"
@@ -106,6 +115,10 @@ static void take_row(const struct request *r, const struct pg_result *res,
 
     if (i >= r->n)
         return;
+    if (pg_result_is_null(res, row, 1)) {
+        found[i].is_added = true;
+        return;
+    }
     found[i].epoch = strtoll(pg_result_value(res, row, 4), NULL, 10);
     if (pg_result_is_null(res, row, 1))
         return;
@@ -168,6 +181,7 @@ static void take(struct positions *pub, size_t n,
     bool is_shard = n > 0 && keys[0].source == SOURCE_OUTBOX;
     struct try *q = try_new(&s->tries, "take positions",
                             is_shard ? take_shard_sql : take_sql);
+    struct buf ids = {0};
 
     r->n = n;
     r->taken = done;
@@ -176,6 +190,13 @@ static void take(struct positions *pub, size_t n,
     for (size_t i = 0; i < n; i++)
         r->source_ids[i] = xstrdup(keys[i].source_id);
     add_keys(q, n, keys, sizeof(*keys));
+    array_begin(&ids);
+    for (size_t i = 0; i < n; i++)
+        array_add(&ids, keys[i].source_id);
+    array_end(&ids);
+    if (!is_shard)
+        try_buf(q, &ids);
+    buf_fini(&ids);
     try_text(q, s->owner);
     try_send(q, on_taken, r);
 }
