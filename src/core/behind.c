@@ -346,6 +346,8 @@ bool behind_takes(const struct event *ev)
         ev->place >= c->from.next || ranges_has(&c->from.gaps, ev->place);
     ranges_remove(&c->open_then, ev->place, ev->place);
     passed(c, ev->place + 1);
+    if (c->len == 0)
+        c->moved_us = p->pipeline->now_us;
     if (ev->occurred_us)
         c->behind_since_us = ev->occurred_us;
     return is_wanted;
@@ -358,6 +360,8 @@ static void answered(struct partition *p, struct handler *h, int64_t next)
     p->fetching = NULL;
     if (c->is_void || c->mode != CURSOR_BEHIND)
         return;
+    if (next > c->first && c->len == 0)
+        c->moved_us = p->pipeline->now_us;
     passed(c, next <= c->last ? next : c->last + 1);
     may_attach(p, h);
 }

@@ -138,6 +138,8 @@ void cursor_took(struct cursor *c, struct delivery *d)
             place)
         before = before->prev;
     list_insert(before, &d->in_cursor);
+    if (c->unsettled.next == &d->in_cursor)
+        c->moved_us = d->event->arrived_us;
     c->len++;
     if (place < c->from.next && c->from.gaps.len)
         ranges_remove(&c->from.gaps, place, place);
@@ -145,6 +147,8 @@ void cursor_took(struct cursor *c, struct delivery *d)
 
 void cursor_forgets(struct cursor *c, struct delivery *d)
 {
+    if (c->unsettled.next == &d->in_cursor)
+        c->moved_us = d->event->partition->pipeline->now_us;
     list_remove(&d->in_cursor);
     if (d->event->parked_id)
         return;
@@ -386,6 +390,7 @@ void cursor_set_mode(struct partition *p, struct cursor *c,
     bool was = c->mode == CURSOR_BEHIND, is = mode == CURSOR_BEHIND;
 
     c->mode = mode;
+    c->moved_us = p->pipeline->now_us;
     p->n_behind += (uint32_t)(is - was);
     h->n_behind += (uint32_t)(is - was);
     if (is && !was && h->n_behind == 1)

@@ -55,6 +55,7 @@ struct partition {
     unsigned joins;           /* rounds of that */
     size_t asked;             /* events, by this one; 0: part of another's */
     int64_t asked_us;         /* since when `fetching` */
+    int64_t moved_us;         /* the reading went on */
     int64_t began;            /* where this reading began: what lies before was
                                  never passed by it */
     int64_t pressed_since_us; /* its window is nearly full; 0: it is not */
@@ -99,6 +100,7 @@ struct cursor {
     char last_event_id[64]; /* of the last settled event, for people */
     int64_t last_event_us;
     int64_t min_occurred_us; /* first start at a time: older ones pass by */
+    int64_t moved_us; /* its oldest delivery, or its own reading, changed */
     int64_t behind_since_us; /* not attached: when what it waits for occurred */
 
     /* Its own reading, under way while partition->fetching is this handler. */

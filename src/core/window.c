@@ -158,6 +158,7 @@ void pipeline_start(struct partition *p)
     leave_the_far_behind(p);
     start = start_of(p);
     p->state = PARTITION_RUNNING;
+    p->moved_us = p->pipeline->now_us;
     p->next = p->began = start.next;
     if (start.next == POSITION_LATEST) /* whatever comes is for everybody */
         for (size_t i = 0; i < p->n_cursors; i++)
@@ -188,8 +189,10 @@ void pipeline_advance(struct partition *p, int64_t next)
         end_is_known(p, next);
         p->next = p->began = next;
     }
-    if (next > p->next)
-        p->next = next;
+    if (next <= p->next)
+        return;
+    p->next = next;
+    p->moved_us = p->pipeline->now_us;
 }
 
 void pipeline_trouble(struct partition *p, const char *text)

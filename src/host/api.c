@@ -18,7 +18,6 @@
 
 #define BODY_MAX    (1 << 20)
 #define PUBLISH_MAX 1000
-#define STUCK_US    30000000 /* no progress for so long is not ready */
 
 struct api {
     struct host *host;
@@ -50,93 +49,6 @@ static void get_health(void *ctx, struct http_request *req)
     http_reply_json(
         req, 200,
         json_pack("{s:s}", "status", h->is_draining ? "draining" : "up"));
-}
-
-/* What the oldest delivery of a handler waits for, in words. */
-static const char *why_blocked(const struct delivery *d)
-{
-    switch ((enum delivery_state)d->state) {
-    case DELIVERY_BACKOFF: return "waits for its next attempt";
-    case DELIVERY_INFLIGHT: return "runs";
-    case DELIVERY_STORING: return "is being stored as a dead letter";
-    case DELIVERY_WAITING: return "waits for a worker";
-    case DELIVERY_SETTLED:
-    case DELIVERY_STATE_COUNT: break;
-    }
-    return "unknown";
-}
-
-static json_t *slice_json(struct slice s)
-{
-    return s.ptr ? json_string_lossy(s) : json_null();
-}
-
-static json_t *blocking_json(const struct partition *p, const struct handler *h,
-                             const struct delivery *d, int64_t wall_us)
-{
-    const struct event *ev = d->event;
-    char since[RFC3339_SIZE], why[300];
-    int64_t age_us = clock_mono_us() - ev->arrived_us;
-    double lag = ev->occurred_us && ev->occurred_us < wall_us
-                     ? (double)(wall_us - ev->occurred_us) / 1e6
-                     : 0;
-
-    snprintf(why, sizeof(why), "attempt %d %s%s%.200s", d->attempt,
-             why_blocked(d), d->failures ? ": " : "",
-             d->failures ? d->failures->error : "");
-    return json_pack("{s:s, s:s, s:I, s:f, s:o, s:s, s:o}", "handler", h->name,
-                     "source", p->name, "position", (json_int_t)ev->place,
-                     "lagSeconds", lag, "blockingEvent",
-                     slice_json(ev->facts[FACT_ID]), "since",
-                     clock_format(wall_us - age_us, since), "why",
-                     json_string_lossy(slice_of(why)));
-}
-
-static void add_stuck(void *arg, struct partition *p)
-{
-    struct handler *const *handlers;
-    size_t n = pipeline_handlers(p->pipeline, &handlers);
-    int64_t now = clock_mono_us(), wall = clock_wall_us();
-
-    if (p->trouble)
-        json_array_append_new(arg, json_pack("{s:s, s:s, s:I, s:s}", "handler",
-                                             "*", "source", p->name, "position",
-                                             (json_int_t)p->next, "why",
-                                             p->trouble));
-    for (size_t i = 1; i < n; i++) {
-        const struct delivery *d = pipeline_oldest(p, handlers[i]);
-
-        if (d && !handlers[i]->is_held && now - d->event->arrived_us > STUCK_US)
-            json_array_append_new(arg, blocking_json(p, handlers[i], d, wall));
-    }
-}
-
-static void add_reason(json_t *reasons, const char *why)
-{
-    json_array_append_new(reasons, json_pack("{s:s}", "why", why));
-}
-
-json_t *readiness_json(struct host *h)
-{
-    json_t *reasons = json_array();
-
-    if (h->is_draining)
-        add_reason(reasons, "the host is draining");
-    if (h->db && !h->db_is_connected)
-        add_reason(reasons, "the database cannot be reached");
-    else if (h->db && !h->db_is_migrated)
-        add_reason(reasons, "the database has no tables yet: run moontide "
-                            "migrate up");
-    if (h->kafka && !h->kafka_is_connected)
-        add_reason(reasons, "no Kafka broker can be reached");
-    if (intake_trouble(h->intake))
-        add_reason(reasons, intake_trouble(h->intake));
-    if (!supervisor_is_ready(h->supervisor))
-        add_reason(reasons, "not all workers are up");
-    else if (!catalogue_is_ready(h->catalogue))
-        add_reason(reasons, "handlers are being loaded");
-    pipeline_each(h->pipeline, add_stuck, reasons);
-    return reasons;
 }
 
 static void get_ready(void *ctx, struct http_request *req)

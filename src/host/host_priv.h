@@ -242,7 +242,7 @@ void collect_worker_gone(struct host *h, unsigned worker);
 struct api *api_new(struct host *h, struct err *err);
 void api_free(struct api *a);
 json_t *status_json(struct host *h);
-/* Why /readyz says 503; an empty array when it is ready. */
+/* readiness.c: why /readyz says 503; an empty array when it is ready. */
 json_t *readiness_json(struct host *h);
 
 #endif
