@@ -36,6 +36,8 @@ static const struct command commands[] = {
      "what waits in the parked queue"},
     {"flags", cmd_flags, "list | set NAME on|off|25% | unset NAME",
      "switch handlers, aggregates or everything"},
+    {"reconcile", cmd_reconcile, "[HANDLER] [-c FILE]",
+     "hold every event of the store against what was done with it"},
     {"dry-run", cmd_dry_run,
      "HANDLER --file F | --event ID | --last N | --dead-letters",
      "run a handler over events and show its effects, without any"},

@@ -51,7 +51,7 @@ bool cli_flag(const struct cli *c, const char *name);
 typedef int cli_command_fn(const struct cli *c);
 cli_command_fn cmd_run, cmd_check, cmd_migrate, cmd_publish, cmd_status,
     cmd_handlers, cmd_flags, cmd_sources, cmd_dead_letters, cmd_deliveries,
-    cmd_dry_run;
+    cmd_dry_run, cmd_reconcile;
 
 /* Ask the host. `body` is borrowed, NULL for none. Gives the answer through
  * `answer`; a problem document is printed, and the exit code says which kind. */
@@ -75,6 +75,14 @@ int cli_filtered_list(const struct cli *c, const char *path,
 
 /* As a query, "handler=h&class=bug&". Gives. */
 char *cli_filter_query(const struct cli *c);
+
+/* --- local.c ---------------------------------------------------------------- */
+
+/* What a handler's file declares: {bundle: {decl, version, …}}. Gives; NULL with
+ * err. */
+struct settings;
+json_t *cli_probe_handler(const struct settings *s, const char *name,
+                          struct err *err);
 
 /* A path or query component, percent-encoded. Gives. */
 char *cli_escape(const char *text);

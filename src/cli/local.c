@@ -51,8 +51,8 @@ int cmd_run(const struct cli *c)
 
 /* --- check ----------------------------------------------------------------------- */
 
-static json_t *probe_handler(const struct settings *s, const char *name,
-                             struct err *err)
+json_t *cli_probe_handler(const struct settings *s, const char *name,
+                          struct err *err)
 {
     json_t *request = probe_handler_request(s, name), *answer;
 
@@ -109,7 +109,7 @@ static int check_handlers(const struct cli *c, const struct settings *s)
             continue;
         snprintf(name, sizeof(name), "%.*s", (int)strlen(file->d_name) - 4,
                  file->d_name);
-        answer = probe_handler(s, name, &err);
+        answer = cli_probe_handler(s, name, &err);
         bundle = json_object_get(answer, "bundle");
         if (!answer ||
             !handler_fits(s, json_object_get(bundle, "decl"), name, &err)) {

@@ -38,6 +38,8 @@ static void open_series(struct handler *h, struct metrics *m)
         h->errors[i] = metrics_get(m, M_HANDLER_ERRORS, h->name,
                                    class_name((enum error_class)i));
     h->held = metrics_get(m, M_DELIVERIES, h->name, "held");
+    h->accepted = metrics_get(m, M_ACCEPTED, h->name);
+    h->given_back = metrics_get(m, M_GIVEN_BACK, h->name);
     h->duplicates = metrics_get(m, M_DUPLICATES, h->name);
     h->failures = metrics_get(m, M_DISPATCH_FAILURES, h->name);
     h->dead = metrics_get(m, M_DEAD_LETTER, h->name);

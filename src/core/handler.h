@@ -79,7 +79,7 @@ struct handler {
     struct series *attempts[VERDICT_COUNT]; /* NULL where it has no outcome */
     struct series *settled[VERDICT_COUNT];
     struct series *errors[CLASS_COUNT];
-    struct series *held;
+    struct series *held, *accepted, *given_back;
     struct series *duplicates, *failures, *dead, *duration, *again;
 };
 

@@ -303,6 +303,7 @@ struct delivery *delivery_new(struct pipeline *pl, struct event *ev,
     list_append(&d->lane->deliveries, &d->in_lane);
     if (!d->lane->head)
         d->lane->head = d;
+    series_add(h->accepted, 1);
     return d;
 }
 
@@ -388,6 +389,7 @@ void delivery_drop(struct pipeline *pl, struct delivery *d)
 {
     if (d->state == DELIVERY_BACKOFF)
         timers_remove(&pl->timers, d);
+    series_add(d->handler->given_back, 1);
     delivery_forget(pl, d);
 }
 
@@ -680,7 +682,7 @@ static void apply_dropped(struct pipeline *pl, struct delivery *d,
     if (v->verdict == VERDICT_ACK)
         delivery_settle(pl, d, VERDICT_ACK);
     else
-        delivery_forget(pl, d);
+        delivery_drop(pl, d);
 }
 
 void pipeline_verdict(struct pipeline *pl, unsigned worker,

@@ -116,6 +116,8 @@ static void collect(void *arg, struct partition *p)
 
         if (lag > series_value(s))
             series_set(s, lag);
+        series_add(metrics_get(h->metrics, M_PENDING, handlers[i]->name),
+                   p->cursors[i].len);
     }
 }
 
@@ -126,6 +128,7 @@ void intake_collect(struct intake *in)
     metrics_zero(m, M_WINDOW_EVENTS);
     metrics_hide(m, M_SOURCE_LAG); /* others tell of what was taken away */
     metrics_zero(m, M_HANDLER_LAG);
+    metrics_zero(m, M_PENDING);
     pipeline_each(in->host->pipeline, collect, in->host);
     series_set(metrics_get(m, M_OUTBOX_SHARDS),
                in->outbox ? outbox_source_shards(in->outbox) : 0);

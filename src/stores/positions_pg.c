@@ -115,7 +115,7 @@ static void take_row(const struct request *r, const struct pg_result *res,
 
     if (i >= r->n)
         return;
-    if (pg_result_is_null(res, row, 1)) {
+    if (pg_result_is_null(res, row, 4)) {
         found[i].is_added = true;
         return;
     }
