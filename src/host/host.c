@@ -238,13 +238,30 @@ static void go_on_draining(struct host *h)
     ev_break(h->loop, EVBREAK_ALL);
 }
 
+/* What the drain still waits for, in words. Gives. */
+static char *why_not_drained(const struct host *h)
+{
+    const struct err *err = h->db ? pg_pool_error(h->db) : NULL;
+
+    if (h->db && !h->db_is_connected)
+        return xasprintf("the database cannot be reached%s%s", err ? ": " : "",
+                         err ? err->msg : "");
+    if (h->kafka && !h->kafka_is_connected)
+        return xstrdup("no Kafka broker can be reached");
+    if (!intake_is_stopped(h->intake))
+        return xstrdup("what was taken is not done, or not saved yet");
+    return xstrdup("workers have not ended yet");
+}
+
 static void on_drain_timeout(struct ev_loop *loop, ev_timer *w, int events)
 {
     struct host *h = w->data;
+    char *why = why_not_drained(h);
 
     (void)events;
-    log_warn("not drained in time", "drain_timeout_ms=%lld",
-             (long long)h->settings.drain_timeout);
+    log_error("not drained in time", "drain_timeout_ms=%lld why=" LOG_Q,
+              (long long)h->settings.drain_timeout, why);
+    free(why);
     h->exit_code = 1;
     ev_break(loop, EVBREAK_ALL);
 }
@@ -390,6 +407,10 @@ static bool open_stores(struct host *h, struct err *err)
         h->deadletters = deadletters_pg_new(h->loop, h->db);
     } else if (h->producer) {
         topic = xasprintf("%s.positions", h->settings.kafka_group_id);
+        if (h->embedded && !kafka_embedded_topic(h->embedded, topic, 1, err)) {
+            free(topic);
+            return false;
+        }
         h->positions =
             positions_topic_new(h->loop, h->kafka, h->producer, topic);
         h->deadletters = deadletters_topic_new(

@@ -143,8 +143,15 @@ static void go_on_closing(struct saving *s)
 
 /* Until its deadline a closing partition tries again: what is not saved is
  * delivered twice. */
-static void note_last(struct partition *p, const struct err *err)
+static void note_last(struct intake *in, struct partition *p,
+                      const struct err *err)
 {
+    if (err && !p->deadline_us) {
+        log_error("partition was not saved, its last events come again",
+                  "source=%s partition=%s err=" LOG_Q,
+                  source_kind_name(p->ops->kind), p->name, err->msg);
+        in->host->exit_code = 1;
+    }
     p->is_saved = !err || !p->deadline_us;
     p->save_again_us = p->is_saved ? 0 : clock_mono_us() + SAVE_AGAIN_US;
 }
@@ -164,7 +171,8 @@ static void on_saved(void *arg, size_t n_fenced, const size_t *fenced,
     for (size_t i = 0; i < n_fenced; i++)
         intake_fenced(s->intake->host, s->items[fenced[i]].p);
     if (s->is_last)
-        note_last(s->items[0].p, err); /* all are of that partition */
+        note_last(s->intake, s->items[0].p,
+                  err); /* all are of that partition */
     else
         s->intake->is_saving = false;
     for (size_t i = 0; !err && i < s->n; i++)

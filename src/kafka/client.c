@@ -1,12 +1,16 @@
 #include "kafka/client_internal.h"
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/log.h"
 
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+
+#define LEAVE_MAX_US  3000000
+#define LEAVE_LOOK_MS 50
 
 static const char component[] = "kafka";
 
@@ -238,6 +242,33 @@ bool kafka_client_open(struct kafka_client *client, rd_kafka_type_t type,
     }
     rd_kafka_conf_destroy(conf);
     return err_set(err, ERR_PERMANENT, "kafka %s: %s", client->role, text);
+}
+
+bool kafka_client_leave(rd_kafka_t *rk)
+{
+    int64_t until_us = clock_mono_us() + LEAVE_MAX_US;
+    rd_kafka_queue_t *queue = rd_kafka_queue_new(rk);
+    rd_kafka_error_t *fault = rd_kafka_consumer_close_queue(rk, queue);
+    rd_kafka_message_t *m;
+
+    while (!fault && !rd_kafka_consumer_closed(rk) &&
+           clock_mono_us() < until_us) {
+        m = rd_kafka_consume_queue(queue, LEAVE_LOOK_MS);
+        if (m)
+            rd_kafka_message_destroy(m);
+    }
+    if (fault)
+        rd_kafka_error_destroy(fault);
+    rd_kafka_queue_destroy(queue);
+    return rd_kafka_consumer_closed(rk);
+}
+
+void kafka_client_end(rd_kafka_t *rk, bool has_left)
+{
+    if (has_left)
+        rd_kafka_destroy(rk);
+    else
+        log_warn("left the group without its answer", "%s", "");
 }
 
 static void on_readable(UNUSED struct ev_loop *loop, ev_io *io,

@@ -48,6 +48,13 @@ bool kafka_client_open(struct kafka_client *client, rd_kafka_type_t type,
 /* librdkafka has said _FATAL, by its callback or in a queue. */
 void kafka_client_died(struct kafka_client *client);
 
+/* A consumer leaves its group: the wait for the coordinator's answer ends after
+ * some seconds, since there may be none. Then kafka_client_end(), with what this
+ * says: without that answer librdkafka cannot be freed without waiting for the
+ * broker to come back, so it stays until the process ends. */
+bool kafka_client_leave(rd_kafka_t *rk);
+void kafka_client_end(rd_kafka_t *rk, bool has_left);
+
 /* `queue` is taken: given back to librdkafka at fini. */
 void kafka_wake_init(struct kafka_wake *wake, struct ev_loop *loop,
                      rd_kafka_queue_t *queue, void (*on_ready)(void *arg),

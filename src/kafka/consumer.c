@@ -193,11 +193,12 @@ void kafka_consumer_free(struct kafka_consumer *c)
     ev_timer_stop(c->loop, &c->check);
     assignment_drop(c);
     if (c->client.rk) {
-        rd_kafka_consumer_close(c->client.rk);
+        bool has_left = kafka_client_leave(c->client.rk);
+
         kafka_wake_fini(&c->wake);
         kafka_wake_fini(&c->commits);
         kafka_lookup_free(c->lookup);
-        rd_kafka_destroy(c->client.rk);
+        kafka_client_end(c->client.rk, has_left);
     }
     if (c->offered)
         rd_kafka_topic_partition_list_destroy(c->offered);

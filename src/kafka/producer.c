@@ -262,6 +262,11 @@ rd_kafka_t *kafka_producer_handle(struct kafka_producer *p)
     return p->client.rk;
 }
 
+bool kafka_producer_is_embedded(const struct kafka_producer *p)
+{
+    return p->settings.incarnation && *p->settings.incarnation;
+}
+
 struct list *kafka_producer_creations(struct kafka_producer *p)
 {
     return &p->creations;

@@ -13,8 +13,10 @@
 struct creation {
     struct list link; /* of the producer */
     struct kafka_wake wake;
+    ev_timer at_once; /* there is nothing to ask */
     kafka_topic_fn *fn;
     void *arg;
+    struct ev_loop *loop;
 };
 
 static rd_kafka_resp_err_t result_of(const rd_kafka_event_t *event,
@@ -38,6 +40,7 @@ static rd_kafka_resp_err_t result_of(const rd_kafka_event_t *event,
 static void finish(struct creation *creation, const struct err *err)
 {
     list_remove(&creation->link);
+    ev_timer_stop(creation->loop, &creation->at_once);
     kafka_wake_fini(&creation->wake);
     creation->fn(creation->arg, err);
     free(creation);
@@ -72,11 +75,9 @@ void kafka_topics_cancel(struct list *creations)
         finish(CONTAINER_OF(item, struct creation, link), &err);
 }
 
-void kafka_topic_create(struct kafka_producer *p, const char *topic,
-                        int partitions, bool is_compacted, kafka_topic_fn *fn,
-                        void *arg)
+static void ask(struct kafka_producer *p, struct creation *creation,
+                const char *topic, int partitions, bool is_compacted)
 {
-    struct creation *creation = xcalloc(1, sizeof(*creation));
     rd_kafka_t *rk = kafka_producer_handle(p);
     char text[256];
     rd_kafka_NewTopic_t *fresh = rd_kafka_NewTopic_new(
@@ -85,18 +86,39 @@ void kafka_topic_create(struct kafka_producer *p, const char *topic,
         rd_kafka_AdminOptions_new(rk, RD_KAFKA_ADMIN_OP_CREATETOPICS);
 
     CHECK(fresh);
-    list_append(kafka_producer_creations(p), &creation->link);
-    creation->fn = fn;
-    creation->arg = arg;
     if (is_compacted)
         rd_kafka_NewTopic_set_config(fresh, "cleanup.policy", "compact");
     rd_kafka_AdminOptions_set_request_timeout(options, 10000, text,
                                               sizeof(text));
-    kafka_wake_init(&creation->wake, kafka_producer_loop(p),
-                    rd_kafka_queue_new(rk), on_created, creation);
+    kafka_wake_init(&creation->wake, creation->loop, rd_kafka_queue_new(rk),
+                    on_created, creation);
     rd_kafka_CreateTopics(rk, &fresh, 1, options, creation->wake.queue);
     rd_kafka_AdminOptions_destroy(options);
     rd_kafka_NewTopic_destroy(fresh);
+}
+
+static void on_there(UNUSED struct ev_loop *loop, ev_timer *timer,
+                     UNUSED int events)
+{
+    finish(timer->data, NULL);
+}
+
+void kafka_topic_create(struct kafka_producer *p, const char *topic,
+                        int partitions, bool is_compacted, kafka_topic_fn *fn,
+                        void *arg)
+{
+    struct creation *creation = xcalloc(1, sizeof(*creation));
+
+    list_append(kafka_producer_creations(p), &creation->link);
+    creation->fn = fn;
+    creation->arg = arg;
+    creation->loop = kafka_producer_loop(p);
+    ev_timer_init(&creation->at_once, on_there, 0., 0.);
+    creation->at_once.data = creation;
+    if (kafka_producer_is_embedded(p))
+        ev_timer_start(creation->loop, &creation->at_once);
+    else
+        ask(p, creation, topic, partitions, is_compacted);
 }
 
 /* --- reading --------------------------------------------------------------------- */
@@ -130,12 +152,14 @@ static const char *const defaults[] = {
 
 void kafka_reading_cancel(struct kafka_reading *r)
 {
+    bool has_left;
+
     if (!r)
         return;
     ev_timer_stop(r->wake.loop, &r->end);
     kafka_wake_fini(&r->wake);
-    rd_kafka_consumer_close(r->client.rk);
-    rd_kafka_destroy(r->client.rk);
+    has_left = kafka_client_leave(r->client.rk);
+    kafka_client_end(r->client.rk, has_left);
     free(r);
 }
 

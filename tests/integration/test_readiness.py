@@ -12,7 +12,7 @@ local timer = require "moontide.timer"
 return {
   subscribes = { "*" }, start = "earliest", ordering = "partition", transaction = true,
   handle = function(event, ctx)
-    timer.sleep(1)
+    timer.sleep("1s")
     ctx.tx:exec("INSERT INTO seen (handler, event_id, n) VALUES ($1, $2, $3)",
       ctx.handler, event.id, event.payload.n)
   end,
