@@ -194,17 +194,31 @@ void pipeline_offer_parked(struct pipeline *pl, struct event *ev,
     event_done_with(pl, ev);
 }
 
+static struct delivery *first_to_drop(const struct partition *p,
+                                      const struct handler *only)
+{
+    list_foreach(link, &p->parked) {
+        struct delivery *d = CONTAINER_OF(link, struct delivery, in_cursor);
+
+        if ((!only || d->handler == only) &&
+            (d->state == DELIVERY_WAITING || d->state == DELIVERY_BACKOFF))
+            return d;
+    }
+    return NULL;
+}
+
+/* One that goes may take others of its lane along, so the list is looked at
+ * anew each time. */
 void parked_leave(struct pipeline *pl, struct partition *p,
                   const struct handler *only)
 {
-    list_foreach_safe(link, &p->parked) {
-        struct delivery *d = CONTAINER_OF(link, struct delivery, in_cursor);
+    struct delivery *d;
 
-        if (only && d->handler != only)
-            continue;
-        if (d->state == DELIVERY_WAITING || d->state == DELIVERY_BACKOFF)
-            delivery_drop(pl, d);
-        else
+    while ((d = first_to_drop(p, only)))
+        delivery_drop(pl, d);
+    list_foreach(link, &p->parked) {
+        d = CONTAINER_OF(link, struct delivery, in_cursor);
+        if (!only || d->handler == only)
             d->is_dropped = true;
     }
 }

@@ -2,6 +2,7 @@
 
 #include "base/buf.h"
 #include "base/mem.h"
+#include "core/leases.h"
 #include "core/pattern.h"
 #include "core/ranges.h"
 #include "pg/pg_sync.h"
@@ -22,12 +23,14 @@ struct reconcile {
     int64_t dedupe_ms;
 };
 
-/* Where every event below is settled; of several shards the lowest. */
+/* Where every event below is settled, shard by shard. */
 struct stand {
-    int partitions; /* of the outbox */
-    int topics;     /* partitions of topics */
-    int64_t next;
-    struct ranges gaps;
+    struct {
+        bool is_known;
+        int64_t next;
+        struct ranges gaps;
+    } shards[SHARDS_MAX];
+    int topics;       /* partitions of topics */
     int64_t given_up; /* places, of topics */
 };
 
@@ -66,7 +69,7 @@ static const char stand_sql[] =
     "SELECT source, seq, gaps::text, (SELECT coalesce(sum(last_place -"
     " first_place + 1), 0) FROM event_given_up g WHERE g.handler ="
     " p.handler_name AND g.source = p.source AND g.partition = p.partition"
-    " AND g.source_id = p.source_id) FROM event_handler_positions p"
+    " AND g.source_id = p.source_id), partition FROM event_handler_positions p"
     " WHERE handler_name = $1";
 
 /* Of dead letters and parked deliveries, whose event is not in the store. */
@@ -162,6 +165,7 @@ json_t *reconcile_handlers(struct reconcile *r, struct err *err)
 struct trace {
     const char *id, *type;
     int64_t place;
+    unsigned shard;
     bool is_done, is_parked;
     const char *letter, *outcome; /* "" when there is none */
 };
@@ -212,8 +216,10 @@ static bool has_end(const struct trace *t)
 /* Nothing is known of it but where it lies. */
 static void count_untraced(struct check *c, const struct trace *t)
 {
-    bool is_settled = c->stand.partitions > 0 && t->place < c->stand.next &&
-                      !ranges_has(&c->stand.gaps, t->place);
+    bool is_settled = t->shard < SHARDS_MAX &&
+                      c->stand.shards[t->shard].is_known &&
+                      t->place < c->stand.shards[t->shard].next &&
+                      !ranges_has(&c->stand.shards[t->shard].gaps, t->place);
 
     if (!is_settled) {
         c->sums.pending++;
@@ -267,6 +273,8 @@ static void count_event(struct check *c, const struct pg_result *page,
         .id = pg_result_value(page, i, COLUMN_ID),
         .type = pg_result_value(page, i, COLUMN_TYPE),
         .place = strtoll(pg_result_value(page, i, COLUMN_SEQ), NULL, 10),
+        .shard =
+            (unsigned)strtoul(pg_result_value(page, i, COLUMN_SHARD), NULL, 10),
         .is_done = *pg_result_value(traces, row, 1) == 't',
         .letter = pg_result_value(traces, row, 2),
         .outcome = pg_result_value(traces, row, 3),
@@ -286,14 +294,15 @@ static void count_event(struct check *c, const struct pg_result *page,
 static bool read_page(struct check *c, int64_t *last, int *n, struct err *err)
 {
     const struct pg_result *page, *traces;
-    char from[24], to[24], most[12];
+    char from[24], to[24], most[12], shards[2 * SHARDS_MAX + 2];
     struct pg_param params[] = {
-        {.value = from}, {.value = to}, {.value = most}};
+        {.value = from}, {.value = to}, {.value = most}, {.value = shards}};
 
     snprintf(from, sizeof(from), "%" PRId64, *last + 1);
     snprintf(to, sizeof(to), "%" PRId64, INT64_MAX);
     snprintf(most, sizeof(most), "%d", PAGE);
-    page = ask(c->r, c->r->sql.fetch, 3, params, err);
+    outbox_shards_text(~(shard_set)0, shards);
+    page = ask(c->r, c->r->sql.fetch, 4, params, err);
     if (!page)
         return false;
     *n = pg_result_nrows(page);
@@ -314,8 +323,7 @@ static bool read_stand(struct check *c, struct err *err)
 {
     struct pg_param name = {.value = c->name};
     const struct pg_result *res = ask(c->r, stand_sql, 1, &name, err);
-    struct ranges gaps = {0};
-    int64_t next;
+    unsigned shard;
 
     for (int row = 0; res && row < pg_result_nrows(res); row++) {
         c->stand.given_up += strtoll(pg_result_value(res, row, 3), NULL, 10);
@@ -323,13 +331,14 @@ static bool read_stand(struct check *c, struct err *err)
             c->stand.topics++;
             continue;
         }
-        next = strtoll(pg_result_value(res, row, 1), NULL, 10);
-        if (c->stand.partitions++ == 0 || next < c->stand.next)
-            c->stand.next = next;
-        if (ranges_parse(&gaps, pg_result_value(res, row, 2)))
-            ranges_unite(&c->stand.gaps, &gaps);
+        shard = (unsigned)strtoul(pg_result_value(res, row, 4), NULL, 10);
+        if (shard >= SHARDS_MAX)
+            continue;
+        c->stand.shards[shard].is_known = ranges_parse(
+            &c->stand.shards[shard].gaps, pg_result_value(res, row, 2));
+        c->stand.shards[shard].next =
+            strtoll(pg_result_value(res, row, 1), NULL, 10);
     }
-    ranges_fini(&gaps);
     if (res)
         pg_result_unref(res);
     return res != NULL;
@@ -411,10 +420,6 @@ static json_t *notes_of(const struct check *c)
             notes, json_string("without transaction = true there is no inbox "
                                "row: that an event was done is proven by the "
                                "position only"));
-    if (c->stand.partitions > 1)
-        json_array_append_new(
-            notes, json_string("the outbox has several shards: what is before "
-                               "the last of them counts as settled"));
     if (c->stand.topics > 0)
         json_array_append_new(
             notes, json_string("events of topics are not compared: of them "
@@ -456,6 +461,7 @@ json_t *reconcile_handler(struct reconcile *r, const char *name,
 
     if (read_stand(&c, err) && (!r->has_outbox || check_outbox(&c, err)))
         sums = sums_json(&c);
-    ranges_fini(&c.stand.gaps);
+    for (unsigned i = 0; i < SHARDS_MAX; i++)
+        ranges_fini(&c.stand.shards[i].gaps);
     return sums;
 }

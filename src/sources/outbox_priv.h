@@ -146,8 +146,6 @@ void outbox_read(struct outbox_source *s);        /* outbox_read.c */
 /* The row as an event without its place. The caller offers it. */
 struct event *outbox_event(struct outbox_source *s, struct partition *p,
                            const struct pg_result *res, int row);
-/* As PostgreSQL writes a bool[], from shard 0 on. */
-void outbox_shards_text(shard_set shards, char text[static 2 * SHARDS_MAX + 2]);
 /* outbox_gaps.c: a transaction id for gaps that have none; and who keeps the
  * oldest gap open, when that has lasted. */
 void outbox_draw_fence(struct outbox_source *s);

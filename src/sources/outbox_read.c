@@ -236,19 +236,6 @@ static void array_text(const struct ranges *r, bool lasts, struct buf *out)
     buf_add_char(out, '}');
 }
 
-/* As PostgreSQL writes a bool[], from shard 0 on. */
-void outbox_shards_text(shard_set shards, char text[static 2 * SHARDS_MAX + 2])
-{
-    char *at = text;
-
-    for (unsigned i = 0; i < SHARDS_MAX; i++) {
-        *at++ = i ? ',' : '{';
-        *at++ = shards & SHARD(i) ? 't' : 'f';
-    }
-    *at++ = '}';
-    *at = '\0';
-}
-
 /* At most so many ranges that cover all gaps, for the index. */
 static void ask_with_gaps(struct outbox_source *s, struct pg_param *params)
 {

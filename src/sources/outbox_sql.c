@@ -253,3 +253,15 @@ void outbox_sql_fini(struct outbox_sql *sql)
     free(sql->columns);
     memset(sql, 0, sizeof(*sql));
 }
+
+void outbox_shards_text(shard_set shards, char text[static 2 * SHARDS_MAX + 2])
+{
+    char *at = text;
+
+    for (unsigned i = 0; i < SHARDS_MAX; i++) {
+        *at++ = i ? ',' : '{';
+        *at++ = shards & SHARD(i) ? 't' : 'f';
+    }
+    *at++ = '}';
+    *at = '\0';
+}

@@ -3,6 +3,7 @@
 #define MT_SOURCES_OUTBOX_SQL_H
 
 #include "base/err.h"
+#include "core/leases.h"
 
 #include <stdbool.h>
 
@@ -59,5 +60,8 @@ extern const char outbox_holder_sql[];
 bool outbox_sql_init(struct outbox_sql *sql, const char *table,
                      const char *preset, struct err *err) MUST_CHECK;
 void outbox_sql_fini(struct outbox_sql *sql);
+
+/* As PostgreSQL writes a bool[], from shard 0 on. */
+void outbox_shards_text(shard_set shards, char text[static 2 * SHARDS_MAX + 2]);
 
 #endif

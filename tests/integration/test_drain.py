@@ -44,7 +44,7 @@ def test_what_runs_retries_catches_up_and_is_stored_when_the_signal_comes(databa
     make_seen(database)
     settings = on_outbox(database.url, drain_timeout="20s", window={"events": 100})
     host = make_host(settings=settings, handlers={"plain": PLAIN % '"*"'}).start()
-    publish(database, 0, 0, fails=True)             # waits a minute for its next attempt
+    publish(database, 0, 0, fails=True)             # waits for its next attempt
     publish(database, 1, 0)                         # behind it
     host.wait(lambda: host.metric("moontide_dispatch_failures_total", handler="plain") >= 1
               or host.ask("/v1/status").json()["deliveries"]["backoff"] == 1, 20, "it retries")
