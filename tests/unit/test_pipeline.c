@@ -552,6 +552,92 @@ static void who_is_far_behind_reads_by_itself(void **state)
     finish(m);
 }
 
+static void assert_lost(const struct model *m, int h,
+                        const struct given_up *what, const char *expected)
+{
+    struct ranges lost = {0};
+    struct buf text = {0};
+
+    pipeline_would_lose(m->p, m->handlers[h], what, &lost);
+    ranges_print(&lost, &text);
+    assert_string_equal(buf_text(&text), expected);
+    ranges_fini(&lost);
+    buf_fini(&text);
+}
+
+/* What is gone from the log, and what an operator skips: nobody waits for it,
+ * and everybody gets all the rest. */
+static void what_is_given_up_is_nobodys_any_more(void **state)
+{
+    static const int64_t next[HANDLERS] = {2000, 10, 1500};
+    static const struct given_up what = {.low = 100, 2000, 2100};
+    struct model *m = xcalloc(1, sizeof(*m));
+
+    (void)state;
+    set_up(m, 8, 120000);
+    open_again(m, next);
+    assert_lost(m, 0, &what, "{[2000,2100)}");
+    assert_lost(m, 1, &what, "{[10,100),[2000,2100)}");
+    assert_lost(m, 2, &what, "{[2000,2100)}");
+    pipeline_give_up(m->p, NULL, &what);
+    assert_int_equal(m->p->next, 2100);
+    assert_lost(m, 1, &what, "{}");
+    m->reader = 2100;
+    drain(m);
+    for (int h = 0; h < HANDLERS; h++)
+        for (int e = 0; e < EVENTS; e++)
+            assert_int_equal(m->done[h][e], e >= next[h] && e >= what.low &&
+                                                (e < 2000 || e >= 2100) &&
+                                                is_due(m, h, e));
+    finish(m);
+}
+
+static void one_handler_gives_up_and_the_others_do_not(void **state)
+{
+    static const int64_t next[HANDLERS] = {2000, 10, 2000};
+    static const struct given_up what = {1500, 1500, 1500};
+    static const struct given_up ahead = {2050, 2050, 2050};
+    struct model *m = xcalloc(1, sizeof(*m));
+
+    (void)state;
+    set_up(m, 8, 120000);
+    open_again(m, next);
+    assert_lost(m, 1, &what, "{[10,1500)}");
+    pipeline_give_up(m->p, m->handlers[1], &what);
+    assert_lost(m, 2, &ahead, "{[2000,2050)}");
+    pipeline_give_up(m->p, m->handlers[2], &ahead);
+    assert_int_equal(m->p->next, 2000);
+    drain(m);
+    for (int e = 0; e < EVENTS; e++) {
+        assert_int_equal(m->done[0][e], e >= 2000 && is_due(m, 0, e));
+        assert_int_equal(m->done[1][e], e >= 1500 && is_due(m, 1, e));
+        assert_int_equal(m->done[2][e], e >= 2050 && is_due(m, 2, e));
+    }
+    finish(m);
+}
+
+/* Its numbers come again, of other events. */
+static void a_log_that_became_shorter_is_read_from_its_end(void **state)
+{
+    static const int64_t next[HANDLERS] = {2000, 2000, 500};
+    static const struct given_up what = {.low = 0, 2000, 1000};
+    struct model *m = xcalloc(1, sizeof(*m));
+
+    (void)state;
+    set_up(m, 8, 120000);
+    open_again(m, next);
+    assert_lost(m, 0, &what, "{}");
+    pipeline_give_up(m->p, NULL, &what);
+    assert_int_equal(m->p->next, 1000);
+    m->reader = 1000;
+    drain(m);
+    for (int e = 0; e < EVENTS; e++) {
+        assert_int_equal(m->done[0][e], e >= 1000 && is_due(m, 0, e));
+        assert_int_equal(m->done[2][e], e >= 500 && is_due(m, 2, e));
+    }
+    finish(m);
+}
+
 /* M4: one that never ends anything keeps its share of the memory and no more;
  * the others get everything. */
 static void a_stuck_handler_stops_nobody(void **state)
@@ -640,6 +726,9 @@ int main(void)
         cmocka_unit_test(who_is_held_at_the_first_start_goes_on_from_there),
         cmocka_unit_test(no_position_leaves_nothing_to_free),
         cmocka_unit_test(who_is_far_behind_reads_by_itself),
+        cmocka_unit_test(what_is_given_up_is_nobodys_any_more),
+        cmocka_unit_test(one_handler_gives_up_and_the_others_do_not),
+        cmocka_unit_test(a_log_that_became_shorter_is_read_from_its_end),
         cmocka_unit_test(a_stuck_handler_stops_nobody),
         cmocka_unit_test(where_all_are_slow_nobody_leaves),
         cmocka_unit_test(a_new_version_has_no_strikes),
