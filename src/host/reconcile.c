@@ -196,9 +196,8 @@ static void count_end(struct check *c, const struct trace *t)
     else if (t->is_parked && t->is_done)
         fault(c, t, "is done, and parked all the same");
     /* A skip of a transactional handler commits its inbox row, too. */
-    if (strcmp(t->outcome, "skip") == 0)
-        c->sums.skipped++;
-    else if (t->is_done || strcmp(t->letter, "redriven") == 0)
+    if ((t->is_done || strcmp(t->letter, "redriven") == 0) &&
+        strcmp(t->outcome, "skip") != 0)
         c->sums.done++;
     else if (is_dead)
         c->sums.dead++;
@@ -446,15 +445,15 @@ static json_t *sums_json(const struct check *c)
 }
 
 json_t *reconcile_handler(struct reconcile *r, const char *name,
-                          const json_t *decl, reconcile_fault_fn *fn, void *arg,
-                          struct err *err)
+                          const json_t *decl, reconcile_fault_fn *fault_fn,
+                          void *arg, struct err *err)
 {
     struct check c = {
         .r = r,
         .name = name,
         .decl = decl,
         .is_transactional = json_is_true(json_object_get(decl, "transaction")),
-        .fault = fn,
+        .fault = fault_fn,
         .arg = arg,
     };
     json_t *sums = NULL;

@@ -30,7 +30,7 @@ typedef void reconcile_fault_fn(void *arg, const json_t *fault);
  * accepted, done, dead, skipped, parked, pending, byPosition, beforeStart,
  * faults, notes}; NULL with err. */
 json_t *reconcile_handler(struct reconcile *r, const char *name,
-                          const json_t *decl, reconcile_fault_fn *fault,
+                          const json_t *decl, reconcile_fault_fn *fault_fn,
                           void *arg, struct err *err);
 
 #endif

@@ -249,6 +249,7 @@ bool kafka_client_leave(rd_kafka_t *rk)
     int64_t until_us = clock_mono_us() + LEAVE_MAX_US;
     rd_kafka_queue_t *queue = rd_kafka_queue_new(rk);
     rd_kafka_error_t *fault = rd_kafka_consumer_close_queue(rk, queue);
+    bool is_refused = fault; /* after a fatal error: it is out already */
     rd_kafka_message_t *m;
 
     while (!fault && !rd_kafka_consumer_closed(rk) &&
@@ -260,7 +261,7 @@ bool kafka_client_leave(rd_kafka_t *rk)
     if (fault)
         rd_kafka_error_destroy(fault);
     rd_kafka_queue_destroy(queue);
-    return rd_kafka_consumer_closed(rk);
+    return is_refused || rd_kafka_consumer_closed(rk);
 }
 
 void kafka_client_end(rd_kafka_t *rk, bool has_left)
