@@ -15,7 +15,7 @@ PLAIN = """
 local db, timer = require "moontide.db", require "moontide.timer"
 return {
   subscribes = { %s }, start = "earliest", timeout = "60s", allow = { db = true },
-  retry = { max_attempts = 5, base = "60s", cap = "60s" },
+  retry = { max_attempts = 5, base = "20s", cap = "20s" },
   handle = function(event, ctx)
     if event.payload.fails then error("again later") end
     if event.payload.dead then return ctx.dead("by its payload") end
@@ -46,7 +46,7 @@ def test_what_runs_retries_catches_up_and_is_stored_when_the_signal_comes(databa
     host = make_host(settings=settings, handlers={"plain": PLAIN % '"*"'}).start()
     publish(database, 0, 0, fails=True)             # waits for its next attempt
     publish(database, 1, 0)                         # behind it
-    host.wait(lambda: host.metric("moontide_dispatch_failures_total", handler="plain") >= 1
+    host.wait(lambda: host.metric("event_dispatch_failures_total", handler="plain") >= 1
               or host.ask("/v1/status").json()["deliveries"]["backoff"] == 1, 20, "it retries")
     host.handler("late", PLAIN % '"*"')             # has all of it to catch up with
     for n in range(2, 400):
