@@ -203,7 +203,7 @@ json_t *switches_json(const struct host *h);
 typedef void switch_done_fn(void *arg, const struct err *err);
 struct flag_set;
 /* Refused (ERR_PERMANENT) when it could not take effect, and says why. */
-void switches_set(struct host *h, const struct flag_set *set,
+void switches_set(struct host *h, const struct flag_set *asked,
                   switch_done_fn *done, void *arg);
 void switches_unset(struct host *h, const char *name, switch_done_fn *done,
                     void *arg);
