@@ -172,8 +172,24 @@ static void op_nothing(void *ctx)
     (void)ctx;
 }
 
+static void op_behind(void *ctx, struct partition *p, struct handler *h,
+                      bool is_behind)
+{
+    (void)ctx;
+    (void)p;
+    (void)h;
+    (void)is_behind;
+}
+
+/* Nothing is parked here, and nobody stops: no event of the feed fails. */
 static const struct pipeline_ops ops = {
-    op_send, op_store, op_partition, op_partition, op_nothing, op_nothing,
+    .send = op_send,
+    .store = op_store,
+    .quiet = op_partition,
+    .fenced = op_partition,
+    .room_again = op_nothing,
+    .want_spare = op_nothing,
+    .behind = op_behind,
 };
 
 static void add_handler(struct feed *f, const char *name, const char *pattern,

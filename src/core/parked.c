@@ -30,6 +30,7 @@ bool pipeline_lane(const struct delivery *d, uint64_t *lane)
 void pipeline_block(struct partition *p, const struct handler *h, uint64_t lane)
 {
     lane_set_add(&p->cursors[h->index].blocked, lane);
+    p->pipeline->has_blocked = true;
 }
 
 void pipeline_unblock(struct partition *p, const struct handler *h,

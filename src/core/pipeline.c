@@ -329,7 +329,7 @@ void lane_settle(struct pipeline *pl, struct lane *lane)
         return;
     if ((lane->is_broken || !lane->head) && lane->inflight == 0)
         lane_rewind(lane);
-    if (lane->inflight == 0 && lane->head)
+    if (pl->has_blocked && lane->inflight == 0 && lane->head)
         parked_clear(pl, lane);
     if (list_is_empty(&lane->deliveries)) {
         lanes_drop(&pl->lanes, lane);
@@ -440,25 +440,33 @@ void pipeline_not_stored(struct pipeline *pl, struct delivery *d)
     pipeline_stored(pl, d);
 }
 
-static void deliver(struct pipeline *pl, struct event *ev, struct handler *h)
+/* Not to a worker but to the store: parked or skipped. */
+static bool goes_elsewhere(struct pipeline *pl, struct delivery *d)
 {
     char flag[FLAG_NAME_SIZE], *why;
+
+    if (parked_instead(pl, d))
+        return true;
+    if (flags_say(pl, d, flag) != PART_SKIP)
+        return false;
+    why = xasprintf("flag %s", flag);
+    delivery_failed(d, CLASS_TRANSIENT, (struct slice){0}, slice_of(why),
+                    (struct slice){0}, pl->wall_us);
+    free(why);
+    series_add(d->handler->attempts[VERDICT_SKIP], 1);
+    store(pl, d, VERDICT_SKIP);
+    return true;
+}
+
+static void deliver(struct pipeline *pl, struct event *ev, struct handler *h)
+{
     struct delivery *d;
 
     if (!cursor_accepts(ev->partition, h, ev))
         return;
     d = delivery_new(pl, ev, h);
-    if (parked_instead(pl, d))
+    if ((pl->has_partial_flags || pl->has_blocked) && goes_elsewhere(pl, d))
         return;
-    if (flags_say(pl, d, flag) == PART_SKIP) {
-        why = xasprintf("flag %s", flag);
-        delivery_failed(d, CLASS_TRANSIENT, (struct slice){0}, slice_of(why),
-                        (struct slice){0}, pl->wall_us);
-        free(why);
-        series_add(h->attempts[VERDICT_SKIP], 1);
-        store(pl, d, VERDICT_SKIP);
-        return;
-    }
     lane_wake(pl, d->lane);
 }
 

@@ -27,6 +27,7 @@ struct pipeline {
     const struct flags *flags;
     bool is_held;
     bool has_partial_flags; /* one holds or skips a part of the events */
+    bool has_blocked;       /* a lane was blocked, ever */
     int64_t now_us, wall_us;
 
     struct scan *scan; /* for handlers with a key of their own */
