@@ -39,7 +39,6 @@ static void on_put(void *arg, bool is_fenced)
     if (is_fenced) /* its position is not saved either: nothing is lost */
         intake_fenced(r->host, p);
     pipeline_parked(p->pipeline, d);
-    free(r);
 }
 
 void parking_put(struct host *h, struct delivery *d, enum park_reason reason,
@@ -89,7 +88,6 @@ static void on_lane(void *arg, const char *name, uint64_t lane)
     if (!name) {
         o->p->busy--;
         o->done(o->host->intake, o->p);
-        free(o);
         return;
     }
     handler = handler_named(o->host, name);

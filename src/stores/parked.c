@@ -141,6 +141,8 @@ static void batch_free(struct batch *b)
     list_remove(&b->link);
     for (size_t i = 0; i < COLUMNS; i++)
         buf_fini(&b->columns[i]);
+    for (size_t i = 0; i < b->n; i++)
+        free(b->waiters[i].arg);
     free(b->waiters);
     free(b);
 }
@@ -379,6 +381,7 @@ void parked_store_remove(struct parked_store *s, int64_t id, uint64_t lane,
     *r = (struct removal){s, lane, s->serial, done, arg};
     s->n_removing++;
     try_number(q, id);
+    try_forgotten(q, free);
     try_send(q, on_removed, r);
 }
 
@@ -390,6 +393,16 @@ struct lanes {
     parked_lane_fn *each;
     void *arg;
 };
+
+static void lanes_free(void *ptr)
+{
+    struct lanes *l = ptr;
+
+    free(l->source);
+    free(l->partition);
+    free(l->arg);
+    free(l);
+}
 
 static void ask_lanes(struct lanes *l, const char *handler, const char *lane);
 
@@ -407,9 +420,7 @@ static void on_lanes(void *arg, const struct pg_result *res)
         return;
     }
     l->each(l->arg, NULL, 0);
-    free(l->source);
-    free(l->partition);
-    free(l);
+    lanes_free(l);
 }
 
 static void ask_lanes(struct lanes *l, const char *handler, const char *lane)
@@ -421,6 +432,7 @@ static void ask_lanes(struct lanes *l, const char *handler, const char *lane)
     try_text(q, handler);
     try_text(q, lane);
     try_number(q, PAGE);
+    try_forgotten(q, lanes_free);
     try_send(q, on_lanes, l);
 }
 
@@ -440,6 +452,15 @@ struct letting {
     char *names, *percents;
 };
 
+static void letting_free(void *ptr)
+{
+    struct letting *l = ptr;
+
+    free(l->names);
+    free(l->percents);
+    free(l);
+}
+
 static void let_go(struct letting *l);
 
 static void on_let_go(void *arg, const struct pg_result *res)
@@ -450,9 +471,7 @@ static void on_let_go(void *arg, const struct pg_result *res)
         let_go(l);
         return;
     }
-    free(l->names);
-    free(l->percents);
-    free(l);
+    letting_free(l);
 }
 
 static void let_go(struct letting *l)
@@ -462,6 +481,7 @@ static void let_go(struct letting *l)
     try_text(q, l->names);
     try_text(q, l->percents);
     try_number(q, LET_GO);
+    try_forgotten(q, letting_free);
     try_send(q, on_let_go, l);
 }
 

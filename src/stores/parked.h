@@ -5,6 +5,9 @@
  * Rows are written in the order in which they were put, one statement at a
  * time for as many as came meanwhile: a row may not be seen before one of its
  * lane that comes before it. Everything is tried until it succeeds. One thread.
+ *
+ * The `arg` of put and lanes is one piece of memory and is the store's: freed
+ * after the last callback, or with the store. That of remove stays the caller's.
  */
 #ifndef MT_STORES_PARKED_H
 #define MT_STORES_PARKED_H

@@ -29,6 +29,7 @@ try {
     unsigned failures;
     try_done_fn *done;
     try_once_fn *once;
+    void (*forgotten)(void *arg);
     void *arg;
 };
 
@@ -55,6 +56,8 @@ void tries_fini(struct tries *t)
 
         if (q->request)
             pg_request_forget(q->request);
+        if (q->forgotten)
+            q->forgotten(q->arg);
         try_free(q);
     }
 }
@@ -159,6 +162,11 @@ void try_time(struct try *q, int64_t wall_us)
 void try_buf(struct try *q, struct buf *text)
 {
     add(q, (struct pg_param){.value = buf_give(text)});
+}
+
+void try_forgotten(struct try *q, void (*free_arg)(void *arg))
+{
+    q->forgotten = free_arg;
 }
 
 void try_send(struct try *q, try_done_fn *done, void *arg)

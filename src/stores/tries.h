@@ -40,7 +40,7 @@ typedef void try_once_fn(void *arg, const struct pg_result *res,
                          const struct err *err);
 
 void tries_init(struct tries *t, struct ev_loop *loop, struct pg_pool *pool);
-void tries_fini(struct tries *t); /* forgets what is open: no callbacks */
+void tries_fini(struct tries *t); /* forgets what is open, see try_forgotten */
 
 /* A statement; `sql` is a constant or outlives the try. `what` for the log. */
 struct try *try_new(struct tries *t, const char *what, const char *sql);
@@ -51,6 +51,9 @@ void try_bytea(struct try *q, struct slice bytes);
 void try_number(struct try *q, int64_t number);
 void try_time(struct try *q, int64_t wall_us); /* 0: NULL */
 void try_buf(struct try *q, struct buf *text); /* empties `text` */
+
+/* Instead of the callback when the store goes first: frees what waits. */
+void try_forgotten(struct try *q, void (*free_arg)(void *arg));
 
 void try_send(struct try *q, try_done_fn *done, void *arg);
 void try_send_once(struct try *q, try_once_fn *done, void *arg);

@@ -382,18 +382,18 @@ def test_a_database_that_is_away_longer_than_the_lease(own_postgres, make_host):
         assert host.stop() == 0
 
 
+def migrate_below_shards(host, database):
+    while database.value("select to_regclass('event_shards')"):
+        assert host.cli("migrate", "down", "-c", str(host.conf)).returncode == 0
+
+
 def test_positions_of_the_whole_become_those_of_its_shards(database, make_host):
     """Migration 0009: nothing again and nothing left out, gaps included."""
     make_seen(database)
     host = make_host(settings=on_outbox(database), handlers={"recorder": recorder()})
     ids = [database.publish("Changed", "Thing", f"00000000-0000-4000-8000-{i:012d}", {"n": i})
            for i in range(200)]
-    while database.value("select to_regclass('event_shards')"):
-        host.cli("migrate", "down", "-c", str(host.conf))
-    host.start()
-    host.wait(lambda: "stop all hosts and run moontide migrate up" in host.log_text(), 20,
-              "it says what to do")
-    host.stop()
+    migrate_below_shards(host, database)
     system = database.value("select system_identifier::text from pg_control_system()")
     database.query("""insert into event_handler_positions
         (handler_name, source, partition, source_id, seq, gaps, epoch)
@@ -407,7 +407,7 @@ def test_positions_of_the_whole_become_those_of_its_shards(database, make_host):
     wait_count(host, database, len(expected))
     assert sorted(n + 1 for n, in database.query("select n from seen")) == expected
     assert host.stop() == 0
-    host.cli("migrate", "down", "-c", str(host.conf))
+    migrate_below_shards(host, database)
     assert database.query("select partition, seq, gaps::text from event_handler_positions") == [
         ("0", 201, "{}")]
     assert len(ids) == 200

@@ -136,19 +136,29 @@ static void what_the_inbox_knows_is_not_run_again(void **state)
 }
 
 /* Each would be well alone. Together they take two rows in either order. */
+/* Two transactions with several deliveries each hold a row and want the
+ * other's: one is given up, and its deliveries are run each by itself. */
 static void who_waits_for_each_other_is_parted(void **state)
 {
     struct harness h;
 
     (void)state;
     start(&h,
-          "local sleep, there = require('moontide.timer').sleep, 0\n"
+          "local sleep = require('moontide.timer').sleep\n"
+          "local seen, there, hold = {}, 0, 0\n"
           "return { handle = function(event, ctx)\n"
-          "  local n = event.payload.n\n"
-          "  local row = (n + (n < 8 and 0 or 1)) % 2\n"
-          "  ctx.tx:exec('UPDATE t SET b = b || $2 WHERE a = $1', row, '+')\n"
-          "  if n == 0 or n == 8 then there = there + 1 end\n"
-          "  while there < 2 do sleep('1ms') end\n"
+          "  local function mark(row) ctx.tx:exec('UPDATE t SET b = b || $2'"
+          "    .. ' WHERE a = $1', row, '+') end\n"
+          "  local id = 'SELECT pg_current_xact_id()::text AS id'\n"
+          "  local mine = ctx.tx:query(id)[1].id\n"
+          "  seen[mine] = (seen[mine] or 0) + 1\n"
+          "  if there == 2 or seen[mine] ~= 2 then return end\n"
+          "  local first = there\n"
+          "  there = there + 1\n"
+          "  mark(first)\n"
+          "  hold = hold + 1\n"
+          "  while hold < 2 do sleep('1ms') end\n"
+          "  mark(1 - first)\n"
           "end }",
           EACH);
     sql("INSERT INTO t VALUES (0, ''), (1, '')");
@@ -156,7 +166,7 @@ static void who_waits_for_each_other_is_parted(void **state)
     for (uint32_t n = 0; n < MANY; n++)
         assert_ack(of(&h, n));
     harness_fini(&h);
-    assert_int_equal(asked("SELECT sum(length(b)) FROM t"), MANY);
+    assert_int_equal(asked("SELECT sum(length(b)) FROM t"), 2);
     assert_int_equal(asked("SELECT count(*) FROM event_inbox"), MANY);
 }
 
