@@ -14,7 +14,7 @@ error("lua/meta describes the API for editors: it is not for require")
 ---@field rate? string|moontide.Rate deliveries per time on this host: "100/s", "30/m", "5/h"
 ---@field timeout? moontide.Duration wall time of a delivery with its waits, default "30s"
 ---@field on_dead? "continue"|"park"|"stop" what the lane, or the handler, does after a dead letter
----@field transaction? boolean run in ctx.tx, exactly once
+---@field transaction? boolean|"kafka" run in ctx.tx, exactly once; "kafka": what it produces and its position in one Kafka transaction
 ---@field batch? { max: integer, wait?: moontide.Duration } for handle_batch
 ---@field allow? moontide.Allow
 ---@field config? table<string, any> name → default, or a moontide.ConfigField
@@ -44,6 +44,7 @@ error("lua/meta describes the API for editors: it is not for require")
 ---@field http? string[] url prefixes, and networks such as "10.0.0.0/8" that names may lead to
 ---@field db? true|string[] the main database, or names of databases
 ---@field mail? boolean
+---@field kafka? string[] topics that kafka.produce may write to
 
 ---@class moontide.ConfigField
 ---@field type? "string"|"number"|"boolean"|"table"

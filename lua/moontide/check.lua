@@ -247,7 +247,12 @@ function FIELDS.on_dead(self, value)
   return self:choice("on_dead", value, "continue", "park", "stop")
 end
 
-function FIELDS.transaction(self, value) return self:boolean("transaction", value) end
+function FIELDS.transaction(self, value)
+  if value ~= "kafka" and type(value) ~= "boolean" then
+    self:fail("transaction", 'true, false or "kafka" expected')
+  end
+  return value
+end
 
 local BATCH = {
   max = function(self, v) return self:integer("batch.max", v, 1, 4096) end,
@@ -276,6 +281,15 @@ local ALLOW = {
     return self:texts("allow.db", v)
   end,
   mail = function(self, v) return self:boolean("allow.mail", v) end,
+  kafka = function(self, v)
+    local list = self:texts("allow.kafka", v)
+    for _, topic in ipairs(list) do
+      if not topic:find("^[%w%._%-]+$") or #topic > 249 then
+        self:fail("allow.kafka", '"%s" is no name of a topic', topic)
+      end
+    end
+    return list
+  end,
 }
 
 function FIELDS.allow(self, value) return fields(self, "allow", value, ALLOW) end
@@ -414,6 +428,18 @@ local function together(self, decl)
   if decl.retry.cap_ms < decl.retry.base_ms then self:fail("retry.cap", "is below retry.base") end
 end
 
+-- Positions that move with the output know places of a partition and no batches,
+-- and nothing that waits beside its partition.
+local function transacts(self, decl)
+  if decl.transaction ~= "kafka" then return end
+  if self.has.handle_batch then
+    self:fail("transaction", '"kafka" needs handle: it cannot be had with handle_batch')
+  end
+  if decl.on_dead == "park" then
+    self:fail("on_dead", '"park" cannot be had with transaction = "kafka"')
+  end
+end
+
 --- `from`: source, chunk, name, settings, defaults, trust_allow.
 return function(handler, from)
   local self = setmetatable({
@@ -441,8 +467,10 @@ return function(handler, from)
   end
   if not from.trust_allow then decl.allow = {} end
   together(self, decl)
+  transacts(self, decl)
   self.setting = "handlers." .. from.name
   override(self, decl, from.settings)
+  transacts(self, decl)
   decl.config, decl.secrets = resolve_config(self, from.settings.config or {})
   decl.has = self.has
   return json.encode(decl)

@@ -91,12 +91,18 @@ end
 
 
 local function produce(e)
-  local reply, err = host.call(json.encode { op = "publish", event = {
+  local event = {
     id = e.id, eventType = e.type, eventVersion = e.version, aggregateType = e.aggregate_type,
     aggregateId = e.aggregate_id, occurredAt = e.occurred_at, payload = e.payload,
     metadata = e.metadata,
-  } })
-  if not reply then return nil, err end
+  }
+  local ok, err
+  if host.get_outputs() then
+    ok, err = host.add_output({ event = event }, "", #json.encode(event))
+  else
+    ok, err = host.call(json.encode { op = "publish", event = event })
+  end
+  if not ok then return nil, err end
   return e.id
 end
 

@@ -235,6 +235,31 @@ local function in_transaction(handle)
   end
 end
 
+-- In a Kafka transaction what a delivery gives out goes to the host at its end,
+-- and only when that is a good one. Where the host has no room for it, nothing
+-- is wrong with the delivery.
+local ROOM_MS = 500
+
+local function of_host(err)
+  if err.code == "outputs_full" then
+    return new("snooze", err.class, err.code, err.message, ROOM_MS)
+  end
+  return failed(err.class, err.code, err.message)
+end
+
+local function in_kafka_transaction(handle)
+  return function(event, context)
+    host.collect_outputs()
+    local ok, value = xpcall(handle, trace, event, context)
+    local verdict = value
+    if ok then verdict = judge(value, host.made_verdict()) end
+    if not keeps(verdict) then return verdict end
+    local given, err = host.give_outputs()
+    if not given then return of_host(err) end
+    return verdict
+  end
+end
+
 -- Batches -------------------------------------------------------------------
 
 local function settle(i, v, is_duplicate)
@@ -531,10 +556,12 @@ function M.adopt(handler)
     if type(fn) == "function" then functions[name] = fn end
   end
   if host.is_transaction then host.require "db" end
+  if host.is_kafka_transaction then host.require "kafka" end
   local handle = functions.handle_batch or functions.handle
   if host.is_transaction and not functions.handle_batch and not host.is_grouped then
     handle = in_transaction(handle)
   end
+  if host.is_kafka_transaction then handle = in_kafka_transaction(handle) end
   return handle, functions
 end
 

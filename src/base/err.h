@@ -22,7 +22,7 @@ enum err_kind {
 
 struct err {
     enum err_kind kind;
-    char code[16];  /* "" when there is none */
+    char code[32];  /* "" when there is none */
     char msg[1000]; /* sentence fragment, lower case, no newline at the end */
 };
 

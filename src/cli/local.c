@@ -66,12 +66,17 @@ json_t *cli_probe_handler(const struct settings *s, const char *name,
 static bool handler_fits(const struct settings *s, const json_t *decl,
                          const char *name, struct err *err)
 {
-    const char *on_dead;
+    const char *on_dead, *transaction;
 
     if (json_is_true(json_object_get(decl, "transaction")) && !*s->database_url)
         return err_set(err, ERR_PERMANENT,
                        "%s/%s.lua: transaction = true needs database.url",
                        s->handlers_path, name);
+    transaction = json_string_value(json_object_get(decl, "transaction"));
+    if (transaction && !config_keeps_kafka_transactions(s, err)) {
+        err_wrap(err, "%s/%s.lua", s->handlers_path, name);
+        return false;
+    }
     on_dead = json_string_value(json_object_get(decl, "on_dead"));
     if (on_dead && strcmp(on_dead, "park") == 0 && !*s->database_url)
         return err_set(err, ERR_PERMANENT,

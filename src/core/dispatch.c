@@ -380,6 +380,7 @@ static void take_back(struct pipeline *pl, struct worker_slots *w,
     d->event->partition->inflight--;
     d->lane->inflight--;
     d->lane->pins++;
+    delivery_returned(pl, d);
     delivery_set_state(d, DELIVERY_WAITING, pl->counts);
 }
 

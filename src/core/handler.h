@@ -49,6 +49,8 @@ struct handler_spec {
     enum on_dead on_dead;
     int batch_max; /* 0: no batches */
     bool is_transactional;
+    bool
+        in_kafka; /* its position moves in a Kafka transaction with its output */
     int64_t start; /* POSITION_EARLIEST, POSITION_LATEST ("now"), or µs */
 };
 

@@ -99,6 +99,8 @@ struct cursor {
     int64_t saved_us;       /* and when that was */
     char last_event_id[64]; /* of the last settled event, for people */
     int64_t last_event_us;
+    bool is_saving; /* by itself: see intake_save.c */
+    bool in_kafka;  /* so since it opened, or since then: transactions */
     int64_t min_occurred_us; /* first start at a time: older ones pass by */
     int64_t moved_us; /* its oldest delivery, or its own reading, changed */
     int64_t behind_since_us; /* not attached: when what it waits for occurred */

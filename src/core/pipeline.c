@@ -583,7 +583,8 @@ static void go_on_later(struct pipeline *pl, struct delivery *d,
                         int64_t delay_ms)
 {
     if (pl->config.park_after_ms > 0 && delay_ms >= pl->config.park_after_ms &&
-        !d->is_suspect && !d->event->only_handler)
+        !d->is_suspect && !d->event->only_handler &&
+        !d->handler->spec->in_kafka)
         park(pl, d, PARK_RETRY, delay_ms, "");
     else
         delivery_wait(pl, d, delay_ms);
@@ -693,19 +694,40 @@ static void apply_dropped(struct pipeline *pl, struct delivery *d,
         delivery_drop(pl, d);
 }
 
+static struct delivery *delivery_at(const struct pipeline *pl, unsigned worker,
+                                    uint32_t slot, uint32_t generation)
+{
+    const struct worker_slots *w = pl->workers[worker];
+
+    return w && slot < CHANNEL_SLOTS && w->generation[slot] == generation
+               ? w->at[slot]
+               : NULL;
+}
+
+const struct delivery *pipeline_running(const struct pipeline *pl,
+                                        unsigned worker, uint32_t slot,
+                                        uint32_t generation)
+{
+    return delivery_at(pl, worker, slot, generation);
+}
+
+void delivery_returned(struct pipeline *pl, const struct delivery *d)
+{
+    if (d->handler->spec->in_kafka)
+        pl->ops->returned(pl->ctx, d);
+}
+
 void pipeline_verdict(struct pipeline *pl, unsigned worker,
                       const struct verdict_msg *v)
 {
     struct worker_slots *w = pl->workers[worker];
-    struct delivery *d;
+    struct delivery *d = delivery_at(pl, worker, v->slot, v->generation);
     struct partition *p;
     struct lane *lane;
     struct handler *h;
 
-    if (!w || v->slot >= CHANNEL_SLOTS || !w->at[v->slot] ||
-        w->generation[v->slot] != v->generation)
+    if (!d)
         return; /* late, or a lie: either way not ours any more */
-    d = w->at[v->slot];
     p = d->event->partition;
     h = d->handler;
     lane = d->lane;
@@ -716,8 +738,10 @@ void pipeline_verdict(struct pipeline *pl, unsigned worker,
     p->inflight--;
     lane->inflight--;
     d->is_suspect = d->is_suspect && v->verdict == VERDICT_BACK;
-    if (v->verdict != VERDICT_ACK && v->verdict != VERDICT_SKIP)
+    if (v->verdict != VERDICT_ACK && v->verdict != VERDICT_SKIP) {
         lane->is_broken = true;
+        delivery_returned(pl, d);
+    }
     lane->pins++; /* it outlives its last delivery until we are done */
     if (d->is_dropped)
         apply_dropped(pl, d, v);

@@ -49,6 +49,9 @@ struct pipeline_ops {
      * `is_behind`) takes part in it again. */
     void (*behind)(void *ctx, struct partition *p, struct handler *h,
                    bool is_behind);
+    /* It came back from its worker and did not end well: what it gave out does
+     * not count. Only of handlers with in_kafka. */
+    void (*returned)(void *ctx, const struct delivery *d);
 };
 
 struct pipeline_config {
@@ -186,6 +189,11 @@ void pipeline_pump(struct pipeline *pl, unsigned worker);
 void pipeline_pump_all(struct pipeline *pl);
 void pipeline_verdict(struct pipeline *pl, unsigned worker,
                       const struct verdict_msg *v);
+
+/* What runs in this slot of the worker; NULL: nothing, or not that any more. */
+const struct delivery *pipeline_running(const struct pipeline *pl,
+                                        unsigned worker, uint32_t slot,
+                                        uint32_t generation);
 
 struct worker_death {
     bool something_ran;      /* `running` is what executed */

@@ -80,6 +80,8 @@ enum part flags_say(const struct pipeline *pl, const struct delivery *d,
 
 /* pipeline.c */
 void delivery_store(struct pipeline *pl, struct delivery *d);
+/* From its worker, and not well: tells those who may hold what it gave out. */
+void delivery_returned(struct pipeline *pl, const struct delivery *d);
 void delivery_end(struct pipeline *pl, struct delivery *d, enum verdict how);
 struct delivery *delivery_new(struct pipeline *pl, struct event *ev,
                               struct handler *h);

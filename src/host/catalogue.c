@@ -161,6 +161,7 @@ static struct handler_spec *spec_of(const json_t *decl, const char *hash,
     spec->rate = rate_of(json_object_get(decl, "rate"));
     spec->batch_max = (int)number_of(json_object_get(decl, "batch"), "max", 0);
     spec->is_transactional = json_is_true(json_object_get(decl, "transaction"));
+    spec->in_kafka = strcmp(text_of(decl, "transaction"), "kafka") == 0;
     spec->subscribes =
         xcalloc(json_array_size(json_object_get(decl, "subscribes")) + 1,
                 sizeof(char *));
@@ -183,6 +184,9 @@ static bool can_keep(const struct host *h, const json_t *decl, struct err *err)
     if (json_is_true(json_object_get(decl, "transaction")) && !h->db)
         return err_set(err, ERR_PERMANENT,
                        "transaction = true needs database.url");
+    if (strcmp(text_of(decl, "transaction"), "kafka") == 0 &&
+        !config_keeps_kafka_transactions(&h->settings, err))
+        return false;
     if (strcmp(text_of(decl, "on_dead"), "park") == 0 && !h->db)
         return err_set(err, ERR_PERMANENT,
                        "on_dead = \"park\" needs database.url");

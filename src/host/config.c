@@ -169,3 +169,19 @@ const char *config_share_dir(void)
     }
     return NULL;
 }
+
+bool config_keeps_kafka_transactions(const struct settings *s, struct err *err)
+{
+    if (!*s->kafka_brokers)
+        return err_set(err, ERR_PERMANENT,
+                       "transaction = \"kafka\" needs kafka.brokers");
+    if (strcmp(s->kafka_brokers, "embedded") == 0)
+        return err_set(err, ERR_PERMANENT,
+                       "transaction = \"kafka\" needs a real Kafka: the "
+                       "embedded broker knows no transactions");
+    if (*s->database_url && strcmp(s->outbox_enabled, "off") != 0)
+        return err_set(err, ERR_PERMANENT,
+                       "transaction = \"kafka\" is for events from Kafka "
+                       "alone: set outbox.enabled = \"off\"");
+    return true;
+}

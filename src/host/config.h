@@ -19,6 +19,10 @@ struct config_source {
 bool config_load(struct settings *s, const struct config_source *from,
                  struct err *err) MUST_CHECK;
 
+/* Does this host keep what transaction = "kafka" promises? */
+bool config_keeps_kafka_transactions(const struct settings *s,
+                                     struct err *err) MUST_CHECK;
+
 /* share/moontide of an installed binary, or the source tree of a built one:
  * where migrations/ lies. NULL when neither is found. */
 const char *config_share_dir(void);

@@ -24,7 +24,7 @@
 #include "stores/deliveries.h"
 #include "stores/flags.h"
 #include "stores/parked.h"
-#include "stores/positions.h"
+#include "stores/positions_kafka.h"
 
 #include <malloc.h>
 #include <signal.h>
@@ -87,6 +87,12 @@ static void op_stopped(void *ctx, struct handler *handler,
     parking_stop(ctx, handler, d);
 }
 
+/* A lane does not go on before: no other attempt has given anything yet. */
+static void op_returned(void *ctx, const struct delivery *d)
+{
+    outputs_drop(ctx, d);
+}
+
 static void op_quiet(void *ctx, struct partition *p)
 {
     intake_quiet(ctx, p);
@@ -119,6 +125,7 @@ static const struct pipeline_ops pipeline_ops_of_host = {
     .store = op_store,
     .park = op_park,
     .stopped = op_stopped,
+    .returned = op_returned,
     .quiet = op_quiet,
     .fenced = op_fenced,
     .room_again = op_room_again,
@@ -421,6 +428,8 @@ static bool open_stores(struct host *h, struct err *err)
                        "nothing to read: give database.url (DATABASE_URL) or "
                        "kafka.brokers (KAFKA_BROKERS)");
     }
+    if (h->kafka)
+        h->positions = positions_kafka_new(h->loop, h->kafka, h->positions);
     h->deliveries = delivery_store_new(h->loop, h->db);
     if (h->db)
         h->parked = parked_store_new(h->loop, h->db);

@@ -60,7 +60,8 @@ struct host {
     bool kafka_is_connected;
     char incarnation[17]; /* of the embedded broker; "" else */
 
-    struct positions *positions;
+    struct positions *positions; /* stores/positions_kafka.h, where there is
+                                    Kafka */
     struct deadletters *deadletters;
     struct delivery_store *deliveries;
     struct flag_store *flag_store;
@@ -169,6 +170,8 @@ void intake_tick(struct intake *in, int64_t now_us);
 void intake_handler_added(struct intake *in, struct handler *h);
 void intake_stop(struct intake *in); /* drain: give all partitions back */
 bool intake_is_stopped(const struct intake *in);
+/* There is much to write down: do not wait for the interval. */
+void intake_save_soon(struct intake *in);
 json_t *intake_json(const struct intake *in);
 /* A source that failed for good and is opened again; NULL: none. */
 const char *intake_trouble(const struct intake *in);
@@ -229,9 +232,40 @@ typedef void publish_fn(void *arg, json_t *ids, const struct err *err);
 /* Native envelopes (an array); ids are given. Durable when called back. */
 void publish_events(struct host *h, const json_t *envelopes, publish_fn *done,
                     void *arg);
-/* MSG_CALL of a worker. */
-void publish_call(struct host *h, unsigned worker, uint64_t serial, uint32_t id,
-                  struct slice text);
+
+/* Topic, key, value and headers of an event as they go to Kafka, added to `to`.
+ * Fills what the envelope leaves out. */
+struct kafka_outputs;
+void publish_compose(const struct host *h, json_t *ev,
+                     struct kafka_outputs *to);
+/* Is it an event that can be published? */
+bool publish_check(const json_t *ev, size_t i, struct err *err) MUST_CHECK;
+
+/* --- calls.c, produce.c: what handlers ask of the host ---------------------------------- */
+
+/* MSG_CALL of a worker, whole. */
+void host_call(struct host *h, unsigned worker, uint64_t serial, uint32_t id,
+               struct slice text);
+
+/* outputs.c: what handlers with transaction = "kafka" give out. Which delivery
+ * that is comes from a worker: errors say that it is not, or not any more. */
+enum outputs_end {
+    OUTPUTS_HELD,   /* until its position passes it */
+    OUTPUTS_DIRECT, /* it has none: redriven or parked; to be produced now */
+    OUTPUTS_FULL,   /* so much is held that it has to come again */
+    OUTPUTS_LATE,   /* nothing of ours runs there */
+};
+struct kafka_outputs;
+enum outputs_end outputs_put(struct host *h, unsigned worker, uint32_t slot,
+                             uint32_t generation, struct kafka_outputs *list);
+void outputs_drop(struct host *h, const struct delivery *d); /* pipeline op */
+void outputs_close(struct host *h, const struct partition *p);
+
+typedef void produce_fn(void *arg, const struct err *err);
+/* All of them at once, at least once each. Takes what is in `list`; called back
+ * when every one is stored, with the first error when one is not. */
+void produce_outputs(struct host *h, struct kafka_outputs *list,
+                     produce_fn *done, void *arg);
 
 void collect_start(struct host *h);
 void collect_end(struct host *h);

@@ -117,6 +117,7 @@ void intake_finish_closing(struct intake *in, struct partition *p)
     else
         log_info("partition closed", "source=%s partition=%s lost=%d",
                  source_kind_name(p->ops->kind), p->name, p->is_lost);
+    outputs_close(in->host, p);
     p->ops->closed(p);
     pipeline_close(p);
 }
@@ -205,6 +206,11 @@ void intake_turn(struct intake *in)
 }
 
 static void mend_kafka(struct intake *in, int64_t now_us);
+
+void intake_save_soon(struct intake *in)
+{
+    in->next_save_us = 0;
+}
 
 void intake_tick(struct intake *in, int64_t now_us)
 {

@@ -130,7 +130,7 @@ static void create_rows(struct taking *t, struct position_found *found)
             continue;
         items[n] = (struct position_save){
             .key = {t->handlers[i]->name, t->p->ops->kind, t->p->name,
-                    t->p->source_id},
+                    t->p->source_id, c->in_kafka},
             .at = {.next = stored(c->from.next)},
             .epoch = found[i].epoch,
         };
@@ -226,8 +226,9 @@ static void take(struct intake *in, struct partition *p,
     t->handlers = xcalloc(n, sizeof(struct handler *));
     for (; t->n < n; t->n++) {
         t->handlers[t->n] = handlers[t->n];
-        keys[t->n] = (struct position_key){handlers[t->n]->name, p->ops->kind,
-                                           p->name, p->source_id};
+        keys[t->n] = (struct position_key){
+            handlers[t->n]->name, p->ops->kind, p->name, p->source_id,
+            intake_is_in_kafka(p, handlers[t->n])};
     }
     p->busy++;
     store->ops->take(store, n, keys, on_taken, t);

@@ -48,6 +48,10 @@ void intake_save_all(struct intake *in);
  * intake_finish_closing() comes again. */
 bool intake_save_last(struct intake *in, struct partition *p);
 
+/* Does the handler's position here move in Kafka transactions? Once it did, it
+ * does until the partition is closed: something may be held. */
+bool intake_is_in_kafka(struct partition *p, const struct handler *h);
+
 /* Of a position's gaps, to see whether they changed. */
 uint64_t intake_gaps_hash(const struct ranges *gaps);
 

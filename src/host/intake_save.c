@@ -30,6 +30,9 @@ struct saving {
     struct saved_item *items;
     size_t n, cap;
     bool is_last; /* of a closing partition */
+    bool
+        is_alone; /* one position that moves in Kafka transactions: they may take
+                      long, and nobody else waits for them */
     int64_t now_us;
     size_t n_lazy;
 };
@@ -60,12 +63,50 @@ static bool may_wait(struct saving *s, const struct partition *p,
     return false;
 }
 
+bool intake_is_in_kafka(struct partition *p, const struct handler *h)
+{
+    struct cursor *c = &p->cursors[h->index];
+
+    if (p->ops->kind == SOURCE_KAFKA && h->spec && h->spec->in_kafka)
+        c->in_kafka = true;
+    return c->in_kafka;
+}
+
+static bool saving_send(struct saving *s);
+
+static struct saving *saving_new(struct intake *in)
+{
+    struct saving *s = xcalloc(1, sizeof(*s));
+
+    s->intake = in;
+    s->now_us = clock_mono_us();
+    return s;
+}
+
+static void add_item(struct saving *s, struct partition *p, struct handler *h);
+
+static void save_alone(struct intake *in, struct partition *p,
+                       struct handler *h)
+{
+    struct saving *s = saving_new(in);
+
+    s->is_alone = true;
+    add_item(s, p, h);
+    saving_send(s);
+}
+
 static void add_item(struct saving *s, struct partition *p, struct handler *h)
 {
     struct cursor *c = &p->cursors[h->index];
+    bool in_kafka = intake_is_in_kafka(p, h);
     struct position at;
     uint64_t hash;
 
+    if (in_kafka && !s->is_last && !s->is_alone) {
+        if (!c->is_saving)
+            save_alone(s->intake, p, h);
+        return;
+    }
     if (may_wait(s, p, c) || !pipeline_position(p, h, &at))
         return;
     hash = intake_gaps_hash(&at.gaps);
@@ -81,7 +122,7 @@ static void add_item(struct saving *s, struct partition *p, struct handler *h)
     }
     s->items[s->n] = (struct saved_item){p, h, at.next, hash, c->settled};
     s->save[s->n++] = (struct position_save){
-        .key = {h->name, p->ops->kind, p->name, p->source_id},
+        .key = {h->name, p->ops->kind, p->name, p->source_id, in_kafka},
         .at = at,
         .epoch = c->epoch,
         .last_event_id = c->last_event_id[0] ? c->last_event_id : NULL,
@@ -165,6 +206,9 @@ static void on_saved(void *arg, size_t n_fenced, const size_t *fenced,
         log_error("positions not saved", "err=" LOG_Q, err->msg);
     for (size_t i = 0; i < s->n; i++) {
         s->items[i].p->busy--;
+        if (s->is_alone)
+            s->items[i].p->cursors[s->items[i].handler->index].is_saving =
+                false;
         if (!err)
             note_saved(s, &s->items[i]);
     }
@@ -173,7 +217,7 @@ static void on_saved(void *arg, size_t n_fenced, const size_t *fenced,
     if (s->is_last)
         note_last(s->intake, s->items[0].p,
                   err); /* all are of that partition */
-    else
+    else if (!s->is_alone)
         s->intake->is_saving = false;
     for (size_t i = 0; !err && i < s->n; i++)
         if (s->is_last || !s->items[i].p->is_closing)
@@ -193,8 +237,11 @@ static bool saving_send(struct saving *s)
         saving_free(s);
         return false;
     }
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
         s->items[i].p->busy++;
+        if (s->is_alone)
+            s->items[i].p->cursors[s->items[i].handler->index].is_saving = true;
+    }
     store->ops->save(store, n, save, on_saved, s);
     for (size_t i = 0; i < n; i++)
         ranges_fini(&save[i].at.gaps);
@@ -207,9 +254,7 @@ void intake_save_all(struct intake *in)
 
     if (in->is_saving)
         return;
-    s = xcalloc(1, sizeof(*s));
-    s->intake = in;
-    s->now_us = clock_mono_us();
+    s = saving_new(in);
     pipeline_each(in->host->pipeline, add_partition, s);
     in->is_saving = true;
     if (!saving_send(s))
@@ -218,10 +263,8 @@ void intake_save_all(struct intake *in)
 
 bool intake_save_last(struct intake *in, struct partition *p)
 {
-    struct saving *s = xcalloc(1, sizeof(*s));
+    struct saving *s = saving_new(in);
 
-    s->intake = in;
-    s->now_us = clock_mono_us();
     s->is_last = true;
     add_partition(s, p);
     if (saving_send(s))

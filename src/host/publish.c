@@ -8,7 +8,7 @@
 #include "base/clock.h"
 #include "base/digest.h"
 #include "base/mem.h"
-#include "kafka/producer.h"
+#include "kafka/outputs.h"
 #include "pg/pg.h"
 
 #include <stdio.h>
@@ -20,9 +20,6 @@ struct publication {
     publish_fn *done;
     void *arg;
     json_t *envelopes, *ids;
-    size_t waiting; /* delivery reports to come */
-    bool failed;
-    struct err err; /* the first */
     int64_t started_us;
 };
 
@@ -72,18 +69,6 @@ static void store(struct publication *p)
     pg_pool_query(p->host->db, "SELECT publish_events($1::jsonb)", 1, &param,
                   on_stored, p);
     free(text);
-}
-
-static void on_produced(void *arg, const struct err *err)
-{
-    struct publication *p = arg;
-
-    if (err && !p->failed) {
-        p->failed = true;
-        p->err = *err;
-    }
-    if (--p->waiting == 0)
-        finish(p, p->failed ? &p->err : NULL);
 }
 
 /* A random UUID (version 4) for an envelope that brings no id. */
@@ -136,64 +121,53 @@ static void add_header(struct headers *hs, struct slice name,
         hs->list[hs->n++] = (struct kafka_header){name, value};
 }
 
-struct produced {
-    struct publication *p;
-    struct series *ok, *failed;
-};
-
-static void on_one_produced(void *arg, const struct err *err)
+void publish_compose(const struct host *h, json_t *ev, struct kafka_outputs *to)
 {
-    struct produced *one = arg;
-    struct publication *p = one->p;
+    const json_t *about;
+    struct headers hs = {.n = 0};
+    char *text, *topic, version[24];
 
-    series_add(err ? one->failed : one->ok, 1);
-    free(one);
-    on_produced(p, err);
+    complete(ev);
+    about = json_object_get(ev, "metadata");
+    text = json_dumps(ev, JSON_COMPACT);
+    topic = xasprintf("%s%s", h->settings.publish_topic_prefix,
+                      member(ev, "aggregateType").ptr);
+    snprintf(
+        version, sizeof(version), "%lld",
+        (long long)json_integer_value(json_object_get(ev, "eventVersion")));
+    add_header(&hs, SLICE_LIT("id"), member(ev, "id"));
+    add_header(&hs, SLICE_LIT("type"), member(ev, "eventType"));
+    add_header(&hs, SLICE_LIT("aggregate_type"), member(ev, "aggregateType"));
+    add_header(&hs, SLICE_LIT("version"), slice_of(version));
+    add_header(&hs, SLICE_LIT("occurred_at"), member(ev, "occurredAt"));
+    add_header(&hs, SLICE_LIT("traceparent"), member(about, "traceparent"));
+    add_header(&hs, SLICE_LIT("correlation_id"),
+               member(about, "correlationId"));
+    kafka_outputs_add(to, slice_of(topic), member(ev, "aggregateId"),
+                      slice_of(text), hs.list, hs.n);
+    free(topic);
+    free(text);
+}
+
+static void on_produced(void *arg, const struct err *err)
+{
+    finish(arg, err);
 }
 
 static void produce(struct publication *p)
 {
-    struct host *h = p->host;
+    struct kafka_outputs list = {0};
     json_t *ev;
     size_t i;
 
-    p->waiting = json_array_size(p->envelopes) + 1;
     json_array_foreach(p->envelopes, i, ev) {
-        struct produced *one = xcalloc(1, sizeof(*one));
-        const json_t *about = json_object_get(ev, "metadata");
-        struct headers hs = {.n = 0};
-        char *text, *topic, version[24];
-
-        complete(ev);
-        text = json_dumps(ev, JSON_COMPACT);
-        topic = xasprintf("%s%s", h->settings.publish_topic_prefix,
-                          member(ev, "aggregateType").ptr);
-        snprintf(
-            version, sizeof(version), "%lld",
-            (long long)json_integer_value(json_object_get(ev, "eventVersion")));
-        add_header(&hs, SLICE_LIT("id"), member(ev, "id"));
-        add_header(&hs, SLICE_LIT("type"), member(ev, "eventType"));
-        add_header(&hs, SLICE_LIT("aggregate_type"),
-                   member(ev, "aggregateType"));
-        add_header(&hs, SLICE_LIT("version"), slice_of(version));
-        add_header(&hs, SLICE_LIT("occurred_at"), member(ev, "occurredAt"));
-        add_header(&hs, SLICE_LIT("traceparent"), member(about, "traceparent"));
-        add_header(&hs, SLICE_LIT("correlation_id"),
-                   member(about, "correlationId"));
+        publish_compose(p->host, ev, &list);
         json_array_append(p->ids, json_object_get(ev, "id"));
-        one->p = p;
-        one->ok = metrics_get(h->metrics, M_EVENTS_PUBLISHED, topic, "ok");
-        one->failed =
-            metrics_get(h->metrics, M_EVENTS_PUBLISHED, topic, "error");
-        kafka_produce(h->producer, topic, -1, member(ev, "aggregateId"),
-                      slice_of(text), hs.list, hs.n, on_one_produced, one);
-        free(topic);
-        free(text);
     }
-    on_produced(p, NULL); /* the one above: not before all are on their way */
+    produce_outputs(p->host, &list, on_produced, p);
 }
 
-static bool check_one(const json_t *ev, size_t i, struct err *err)
+bool publish_check(const json_t *ev, size_t i, struct err *err)
 {
     static const char *const needed[] = {"eventType", "aggregateType",
                                          "aggregateId"};
@@ -223,7 +197,7 @@ void publish_events(struct host *h, const json_t *envelopes, publish_fn *done,
     size_t i;
 
     json_array_foreach(envelopes, i, ev)
-        if (!check_one(ev, i, &err)) {
+        if (!publish_check(ev, i, &err)) {
             done(arg, NULL, &err);
             return;
         }
@@ -238,68 +212,4 @@ void publish_events(struct host *h, const json_t *envelopes, publish_fn *done,
         store(p);
     else
         produce(p);
-}
-
-/* --- a worker asks ---------------------------------------------------------------- */
-
-struct call {
-    struct host *host;
-    unsigned worker;
-    uint64_t serial;
-    uint32_t id;
-};
-
-static void reply_error(struct host *h, const struct call *c, const char *class,
-                        const char *code, const char *text)
-{
-    json_t *json = json_pack("{s:{s:s, s:s, s:s}}", "error", "class", class,
-                             "code", code, "message", text);
-    char *out = json_dumps(json, JSON_COMPACT);
-
-    supervisor_reply(h->supervisor, c->worker, c->serial, c->id, false,
-                     slice_of(out));
-    free(out);
-    json_decref(json);
-}
-
-static void on_published(void *arg, json_t *ids, const struct err *err)
-{
-    struct call *c = arg;
-    json_t *json;
-    char *out;
-
-    if (err) {
-        reply_error(c->host, c,
-                    err->kind == ERR_RETRIABLE ? "transient" : "permanent",
-                    err->code, err->msg);
-    } else {
-        json = json_pack("{s:O}", "id", json_array_get(ids, 0));
-        out = json_dumps(json, JSON_COMPACT);
-        supervisor_reply(c->host->supervisor, c->worker, c->serial, c->id, true,
-                         slice_of(out));
-        free(out);
-        json_decref(json);
-        json_decref(ids);
-    }
-    free(c);
-}
-
-void publish_call(struct host *h, unsigned worker, uint64_t serial, uint32_t id,
-                  struct slice text)
-{
-    struct call *c = xcalloc(1, sizeof(*c));
-    json_t *request = json_loadb(text.ptr, text.len, 0, NULL), *list;
-    const char *op = json_string_value(json_object_get(request, "op"));
-
-    *c = (struct call){h, worker, serial, id};
-    if (!op || strcmp(op, "publish") != 0 ||
-        !json_is_object(json_object_get(request, "event"))) {
-        reply_error(h, c, "bug", "unknown_call", "the host knows no such call");
-        free(c);
-    } else {
-        list = json_pack("[O]", json_object_get(request, "event"));
-        publish_events(h, list, on_published, c);
-        json_decref(list);
-    }
-    json_decref(request);
 }

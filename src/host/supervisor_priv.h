@@ -8,6 +8,7 @@
 #ifndef MT_HOST_SUPERVISOR_PRIV_H
 #define MT_HOST_SUPERVISOR_PRIV_H
 
+#include "base/buf.h"
 #include "host/host_priv.h"
 
 #include <sys/types.h>
@@ -34,6 +35,8 @@ struct worker {
     ev_io wake;
     ev_child child;
     struct list queue; /* of parcels: the ring was full, or deliveries wait */
+    struct buf call_parts; /* of a call that has not come whole */
+    uint32_t call_id;
     int64_t started_us, start_again_us, delay_us, idle_since_us;
     int64_t killed_for_us; /* hard limit: how long it had been silent */
     uint32_t *loaded;      /* vms that this process has, ascending */

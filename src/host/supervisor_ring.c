@@ -49,6 +49,7 @@ void worker_drop_queue(struct worker *w)
 {
     list_foreach_safe(item, &w->queue)
         parcel_free(CONTAINER_OF(item, struct parcel, link));
+    buf_fini(&w->call_parts);
 }
 
 /* False when some are left, because the ring is full. */
@@ -200,6 +201,29 @@ static void on_unloaded(struct worker *w, uint32_t vm)
     vm_remove(w->asked, &w->n_asked, vm);
 }
 
+/* False when it is too much, or a part of another call came in between. */
+static bool on_call(struct worker *w, uint32_t id, bool is_last,
+                    struct slice text)
+{
+    struct buf *parts = &w->call_parts;
+
+    if (parts->len > 0 &&
+        (id != w->call_id || parts->len + text.len > CALL_MAX))
+        return false;
+    if (is_last && parts->len == 0) {
+        host_call(w->host, w->index, w->serial, id, text);
+        return true;
+    }
+    w->call_id = id;
+    buf_add(parts, text.ptr, text.len);
+    if (is_last) {
+        host_call(w->host, w->index, w->serial, id,
+                  (struct slice){parts->ptr, parts->len});
+        buf_fini(parts);
+    }
+    return true;
+}
+
 static bool handle(struct worker *w, const struct msg_head *msg, size_t len)
 {
     struct host *h = w->host;
@@ -223,7 +247,7 @@ static bool handle(struct worker *w, const struct msg_head *msg, size_t len)
         return true;
     case MSG_LOADED: return on_loaded(w, id, ok, text);
     case MSG_UNLOADED: on_unloaded(w, id); return true;
-    case MSG_CALL: publish_call(h, w->index, w->serial, id, text); return true;
+    case MSG_CALL: return on_call(w, id, ok, text);
     case MSG_METRICS: collect_worker_news(h, w->index, text); return true;
     default: return false;
     }

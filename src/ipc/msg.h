@@ -29,8 +29,9 @@ enum msg_kind {
     MSG_LOADED,     /* struct msg_text: vm, ok, error text */
     MSG_UNLOADED,   /* struct msg_text: vm */
     MSG_VERDICT,    /* struct msg_verdict */
-    MSG_CALL,       /* struct msg_text: id, a JSON request {"op":…} */
-    MSG_METRICS,    /* struct msg_text: JSON, see metrics below */
+    MSG_CALL,    /* struct msg_text: id, a request {"op":…}; in parts, which
+                       follow each other: all but the last with ok 0 */
+    MSG_METRICS, /* struct msg_text: JSON, see metrics below */
 };
 
 /*
@@ -45,8 +46,8 @@ enum msg_kind {
  *   "own": [{"kind":"counter|gauge|histogram","name":…,"help":…,
  *            "labels":{…},"value":n,"values":[n,…] for histograms}, …] }
  *
- * MSG_CALL requests: {"op":"publish","topic":…,"key":…,"value":…,
- * "headers":{…}}; the reply is {"id":…} or {"error":{class,code,message}}.
+ * MSG_CALL requests are described in src/host/calls.c; the reply is JSON, with
+ * ok 0 {"error":{class,code,message}}.
  */
 
 struct msg_text {
@@ -85,6 +86,8 @@ struct msg_deliver {
     char bytes[]; /* struct delivery_msg × n, topic, partition, facts in order,
                      body */
 };
+
+#define CALL_MAX (12u << 20) /* bytes of a MSG_CALL, all parts together */
 
 #define DELIVER_MAX 16 /* deliveries of a message */
 

@@ -32,6 +32,8 @@ static const char *const ours[] = {
     "log.queue",
     "opaque",
     "partition.assignment.strategy",
+    "transactional.id",
+    "transaction.timeout.ms",
 };
 
 bool kafka_property_is_ours(const char *name)

@@ -54,6 +54,8 @@ static const char *const defaults[] = {
     "16384",
     "message.timeout.ms",
     "60000",
+    "topic.metadata.propagation.max.ms",
+    "10000", /* no such topic: said before a delivery's time is over */
     "message.max.bytes",
     "20971520", /* the broker's limit decides */
     NULL,

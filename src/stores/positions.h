@@ -22,6 +22,8 @@ struct position_key {
     enum source_kind source;
     const char *partition; /* struct partition's name */
     const char *source_id;
+    bool in_kafka; /* it moves with what the handler produces: see
+                      positions_kafka.h */
 };
 
 struct position_found {

@@ -156,6 +156,30 @@ static int l_get_tx(lua_State *L)
     return 1;
 }
 
+/* (table | nil): what the delivery gives out when it has ended well. */
+static int l_set_outputs(lua_State *L)
+{
+    struct task *task = vm_of(L)->task;
+
+    luaL_unref(L, LUA_REGISTRYINDEX, task->outputs_ref);
+    task->outputs_ref = LUA_NOREF;
+    lua_settop(L, 1);
+    if (!lua_isnil(L, 1))
+        task->outputs_ref = luaL_ref(L, LUA_REGISTRYINDEX);
+    return 0;
+}
+
+static int l_get_outputs(lua_State *L)
+{
+    struct task *task = vm_of(L)->task;
+
+    if (!task || task->outputs_ref == LUA_NOREF)
+        lua_pushnil(L);
+    else
+        lua_rawgeti(L, LUA_REGISTRYINDEX, task->outputs_ref);
+    return 1;
+}
+
 static struct event *current_event(const struct vm *vm)
 {
     struct task *task = vm->task;
@@ -336,16 +360,30 @@ static void drop_call(struct owned *owned)
     free(call);
 }
 
+/* {"error":{class,code,message}}, as the host refuses. */
+static int push_refusal(lua_State *L, struct slice text)
+{
+    json_t *json = json_loadb(text.ptr, text.len, 0, NULL);
+    const char *class_text = "", *code = "host", *message = "refused";
+    enum error_class class = CLASS_TRANSIENT;
+    int n;
+
+    (void)!json_unpack(json, "{s:{s:s, s:s, s:s}}", "error", "class",
+                       &class_text, "code", &code, "message", &message);
+    (void)!class_parse(class_text, &class);
+    n = push_err(L, class, code, "%s", message);
+    json_decref(json);
+    return n;
+}
+
 static int push_answer(lua_State *L, void *arg)
 {
     const struct call *call = arg;
 
-    if (call->ok) {
-        lua_pushlstring(L, call->answer.ptr, call->answer.len);
-        return 1;
-    }
-    return push_err(L, CLASS_TRANSIENT, "host", "%.*s", (int)call->answer.len,
-                    call->answer.ptr);
+    if (!call->ok)
+        return push_refusal(L, call->answer);
+    lua_pushlstring(L, call->answer.ptr, call->answer.len);
+    return 1;
 }
 
 void runtime_reply(struct runtime *rt, uint32_t id, bool ok,
@@ -476,8 +514,8 @@ static const struct {
 };
 
 /* Modules with a Lua half that handlers may require. */
-static const char *const lua_halves[] = {"db", "http", "mail", "events",
-                                         "template"};
+static const char *const lua_halves[] = {"db",     "http",  "mail",
+                                         "events", "kafka", "template"};
 
 static void open_parts(lua_State *L)
 {
@@ -523,6 +561,9 @@ int host_open(lua_State *L)
         {"note_duplicate", l_note_duplicate},
         {"set_tx", l_set_tx},
         {"get_tx", l_get_tx},
+        {"set_outputs", l_set_outputs},
+        {"get_outputs", l_get_outputs},
+        {"slot", unit_l_slot},
         {"event", l_event},
         {"place", unit_l_place},
         {"fence", unit_l_fence},
@@ -553,6 +594,10 @@ int host_open(lua_State *L)
     lua_setfield(L, -2, "version");
     lua_pushboolean(L, json_is_true(json_object_get(vm->decl, "transaction")));
     lua_setfield(L, -2, "is_transaction");
+    lua_pushboolean(L,
+                    json_is_string(json_object_get(vm->decl, "transaction")) &&
+                        vm->rt->mode == MODE_PERFORM);
+    lua_setfield(L, -2, "is_kafka_transaction");
     lua_pushboolean(L, json_object_size(vm_allow(vm)) == 0);
     lua_setfield(L, -2, "is_sql_only");
     lua_pushboolean(L, unit_is_grouped(vm->decl, vm->rt->mode));

@@ -63,6 +63,7 @@ struct task *task_take(struct vm *vm)
         task = xcalloc(1, sizeof(*task));
         task->vm = vm;
         task->tx_ref = LUA_NOREF;
+        task->outputs_ref = LUA_NOREF;
         list_init(&task->link);
         list_init(&task->owned);
         ev_init(&task->timer, on_deadline);
@@ -135,6 +136,8 @@ void task_clean(struct task *task)
         ev_timer_stop(task->vm->rt->loop, &task->timer);
     if (task->tx_ref != LUA_NOREF)
         unref(task, &task->tx_ref);
+    if (task->outputs_ref != LUA_NOREF)
+        unref(task, &task->outputs_ref);
     if (task->effects.ptr)
         buf_fini(&task->effects);
     task->waiting = NULL;

@@ -37,6 +37,7 @@ struct task {
     int calls;          /* for idempotency keys */
     int verdicts;       /* made by ctx and not yet seen */
     int tx_ref;         /* ctx.tx in the registry, or LUA_NOREF */
+    int outputs_ref;    /* what goes to Kafka at its end, or LUA_NOREF */
     struct buf effects; /* recorded, JSON objects with commas */
     bool is_duplicate;
     bool was_suspended;

@@ -284,6 +284,16 @@ int unit_l_place(lua_State *L)
     return 4;
 }
 
+/* () → slot, generation: how the host knows this delivery */
+int unit_l_slot(lua_State *L)
+{
+    const struct event *ev = event_at(L, 1);
+
+    lua_pushnumber(L, ev->d.slot);
+    lua_pushnumber(L, ev->d.generation);
+    return 2;
+}
+
 /* (i|nil) → source, partition, epoch */
 int unit_l_fence(lua_State *L)
 {

@@ -62,6 +62,7 @@ int unit_l_settle(lua_State *L); /* (i, kind, class, code, reason, after,
                                   *  traceback, duplicate) */
 int unit_l_stop_sharing(lua_State *L);
 int unit_l_place(lua_State *L); /* (i|nil) → id, lane, source, partition */
+int unit_l_slot(lua_State *L);  /* () → slot, generation */
 int unit_l_fence(lua_State *L); /* (i|nil) → source, partition, epoch */
 
 #endif

@@ -93,10 +93,13 @@ static void on_verdict(struct runtime *rt, const struct verdict_msg *v,
 static bool on_call(struct runtime *rt, uint32_t id, struct slice request)
 {
     struct worker *w = rt->owner;
+    size_t most = ring_max_message(&w->sender.up) / 4;
 
-    if (request.len + sizeof(struct msg_text) >
-        ring_max_message(&w->sender.up) / 2)
+    if (request.len > CALL_MAX)
         return false;
+    for (; request.len > most; request.ptr += most, request.len -= most)
+        sender_text(&w->sender, MSG_CALL, id, false,
+                    (struct slice){request.ptr, most});
     sender_text(&w->sender, MSG_CALL, id, true, request);
     sender_show(&w->sender);
     return true;

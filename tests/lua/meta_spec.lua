@@ -55,7 +55,7 @@ local function load_half(name)
 end
 
 describe("lua/meta", function()
-  for _, name in ipairs { "db", "http", "mail", "events", "template" } do
+  for _, name in ipairs { "db", "http", "mail", "events", "kafka", "template" } do
     it("describes moontide." .. name, function()
       assert.same(described(name), functions_of(load_half(name)))
     end)

@@ -91,6 +91,7 @@ struct model {
     bool ring_full, no_chaos;
     size_t n_sent, n_shared;      /* messages, deliveries beyond one in them */
     int rooms_again;              /* calls of room_again() */
+    int n_returned;               /* calls of returned() */
     int n_behind, n_level;        /* handlers that left, and that came back */
     struct piece *pieces[SHARDS]; /* asked for, not answered yet */
     size_t n_pieces;
@@ -531,9 +532,17 @@ static void op_stopped(void *ctx, struct handler *h, const struct delivery *d)
     fail_msg("nobody stops");
 }
 
+static void op_returned(void *ctx, const struct delivery *d)
+{
+    struct model *m = ctx;
+
+    assert_true(d->handler->spec->in_kafka);
+    m->n_returned++;
+}
+
 static const struct pipeline_ops ops = {
     op_send,   op_store,      op_park,       op_stopped, op_quiet,
-    op_fenced, op_room_again, op_want_spare, op_behind};
+    op_fenced, op_room_again, op_want_spare, op_behind,  op_returned};
 
 /* --- workers ------------------------------------------------------------------------ */
 

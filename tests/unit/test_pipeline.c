@@ -391,6 +391,44 @@ static void others_in_the_way_count_no_attempt_a_hundred_times(void **state)
     finish(m);
 }
 
+/* C12: what was given out counts when the verdict is an ack or a skip, and after
+ * nothing else; a far retry of such a handler waits in its lane. */
+static void what_did_not_end_well_is_returned(void **state)
+{
+    static const enum verdict verdicts[] = {VERDICT_RETRY, VERDICT_SNOOZE,
+                                            VERDICT_AGAIN, VERDICT_ACK};
+    struct model *m = xcalloc(1, sizeof(*m));
+
+    (void)state;
+    set_up_parking(m, 5, 120000, 1000);
+    m->no_chaos = true;
+    m->handlers[0]->spec->in_kafka = true;
+    unsigned w = one_is_sent(m, 0);
+    for (int i = 0; i < 4; i++) {
+        size_t k = 0;
+
+        while (k < m->n_at[w] && m->at[w][k].handler != 0)
+            k++;
+        assert_true(k < m->n_at[w]);
+        struct held h = m->at[w][k];
+        struct verdict_msg v = {.slot = h.slot,
+                                .generation = h.generation,
+                                .verdict = verdicts[i],
+                                .after_ms = 5000};
+
+        assert_non_null(pipeline_running(m->pl, w, h.slot, h.generation));
+        take_out(m, w, k);
+        pipeline_verdict(m->pl, w, &v);
+        assert_null(pipeline_running(m->pl, w, h.slot, h.generation));
+        assert_int_equal(m->n_returned, i < 3 ? i + 1 : 3);
+        assert_int_equal(m->n_parking, 0);
+        m->now_us += 6000000;
+        pipeline_tick(m->pl, m->now_us, m->now_us);
+        pipeline_pump_all(m->pl);
+    }
+    finish(m);
+}
+
 /* S0-27: a handler over its rate waits, and the others do not. What it gives
  * back unrun was not used. */
 static void a_rate_holds_one_handler_and_no_other(void **state)
@@ -717,6 +755,7 @@ int main(void)
         cmocka_unit_test(a_full_window_refuses_more),
         cmocka_unit_test(room_is_offered_in_the_turn_that_made_it),
         cmocka_unit_test(three_strikes_make_a_dead_letter),
+        cmocka_unit_test(what_did_not_end_well_is_returned),
         cmocka_unit_test(a_far_time_of_a_worker_is_not_now),
         cmocka_unit_test(a_rate_holds_one_handler_and_no_other),
         cmocka_unit_test(others_in_the_way_count_no_attempt_a_hundred_times),
