@@ -114,21 +114,6 @@ static struct session *session_of(struct store *s, const char *handler,
     return one ? one : session_new(s, handler, partition);
 }
 
-static void one_free(struct one *one);
-
-static void session_free(struct session *s)
-{
-    ev_timer_stop(s->store->loop, &s->moment);
-    kafka_transactions_free(s->transactions);
-    held_fini(&s->held);
-    kafka_outputs_fini(&s->trying);
-    one_free(s->saving);
-    list_remove(&s->link);
-    free(s->handler);
-    free(s->partition);
-    free(s);
-}
-
 /* --- taking --------------------------------------------------------------------- */
 
 struct taking {
@@ -141,9 +126,8 @@ struct taking {
     void *arg;
 };
 
-static void taking_end(struct taking *t)
+static void taking_free(struct taking *t)
 {
-    t->done(t->arg, t->n, t->found);
     for (size_t i = 0; i < t->n; i++)
         free(t->source_ids[i]);
     free(t->source_ids);
@@ -154,8 +138,10 @@ static void taking_end(struct taking *t)
 
 static void taking_less(struct taking *t)
 {
-    if (--t->left == 0)
-        taking_end(t);
+    if (--t->left > 0)
+        return;
+    t->done(t->arg, t->n, t->found);
+    taking_free(t);
 }
 
 /* The group's offset counts, unless the handler went further without
@@ -292,14 +278,19 @@ static void note_failed(struct saving *s, const struct err *err)
     }
 }
 
+static void saving_free(struct saving *s)
+{
+    free(s->fenced);
+    free(s->others);
+    free(s);
+}
+
 static void saving_less(struct saving *s)
 {
     if (--s->left > 0)
         return;
     s->done(s->arg, s->n_fenced, s->fenced, s->is_failed ? &s->err : NULL);
-    free(s->fenced);
-    free(s->others);
-    free(s);
+    saving_free(s);
 }
 
 static void one_end(struct one *one, bool is_fenced, const struct err *err)
@@ -472,6 +463,33 @@ const struct held *positions_kafka_held(const struct positions *pub,
     return s ? &s->held : NULL;
 }
 
+/* --- the end of sessions ------------------------------------------------------------ */
+
+/* Whoever asked is not told: they are gone before us. */
+static void forget_questions(struct session *s)
+{
+    if (s->taking && --s->taking->left == 0)
+        taking_free(s->taking);
+    if (!s->saving)
+        return;
+    if (--s->saving->of->left == 0)
+        saving_free(s->saving->of);
+    one_free(s->saving);
+}
+
+static void session_free(struct session *s)
+{
+    forget_questions(s);
+    ev_timer_stop(s->store->loop, &s->moment);
+    kafka_transactions_free(s->transactions);
+    held_fini(&s->held);
+    kafka_outputs_fini(&s->trying);
+    list_remove(&s->link);
+    free(s->handler);
+    free(s->partition);
+    free(s);
+}
+
 void positions_kafka_close(struct positions *pub, const char *partition)
 {
     list_foreach_safe(item, &store_of(pub)->sessions) {
@@ -488,9 +506,9 @@ static void store_free(struct positions *pub)
 {
     struct store *s = store_of(pub);
 
+    s->inner->ops->free(s->inner); /* it may answer what it was asked */
     list_foreach_safe(item, &s->sessions)
         session_free(CONTAINER_OF(item, struct session, link));
-    s->inner->ops->free(s->inner);
     free(s);
 }
 

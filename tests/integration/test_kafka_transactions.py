@@ -3,7 +3,6 @@ committed records, and in order per key."""
 
 import json
 import signal
-import time
 from collections import defaultdict
 
 from confluent_kafka import OFFSET_BEGINNING, TopicPartition
@@ -41,10 +40,10 @@ def settings_of(topics, *names, **more):
 class Committed:
     """Reads what is committed of a topic, as it comes: (key, value) in order of offsets."""
 
-    def __init__(self, topics, topic):
+    def __init__(self, topics, topic, partitions=1):
         self.consumer = topics.consumer(isolation_level="read_committed")
         self.consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING)
-                              for p in topics.ends(topic)])
+                              for p in range(partitions)])
         self.records = []
 
     def read(self):
@@ -113,7 +112,7 @@ def test_each_output_once_and_in_order_when_host_and_workers_are_killed(topics, 
     topics.produce(source, records)
     host = make_host(settings=settings_of(topics, source),
                      handlers={"transforms": TRANSFORMS % {"out": out}}).start()
-    reader = Committed(topics, out)
+    reader = Committed(topics, out, 3)
     fates = sorted((rng.randrange(len(expected) * 9 // 10), fate)
                    for fate in ["host"] * 4 + ["worker"] * 8)
     print("fates:", fates)
@@ -131,3 +130,148 @@ def test_each_output_once_and_in_order_when_host_and_workers_are_killed(topics, 
     assert_once_and_in_order(reader.read(), expected)
     reader.close()
     assert host.stop() == 0
+
+
+def owned(host):
+    reply = host.ask("/v1/sources")
+    return [p for p in reply.json()["partitions"]
+            if p["source"] == "kafka" and p["state"] == "running"] if reply else []
+
+
+def test_a_frozen_host_that_wakes_up_adds_nothing(topics, make_host):
+    """Design 13.2, C12: two hosts; one is stopped in the midst of it, its partitions move, and
+    it goes on where it was: nothing of it is committed, and no output is doubled or lost."""
+    rng, number = make_rng("frozen"), sized(1500, 15_000)
+    source, out = topics.create("in", 4), topics.create("out", 2)
+    settings = settings_of(topics, source)
+    hosts = [make_host(settings=settings, handlers={"transforms": TRANSFORMS % {"out": out}})
+             for _ in range(2)]
+    expected = {}
+
+    def write(part):
+        records, more = events_of(rng, part * number, number)
+        topics.produce(source, records)
+        expected.update(more)
+
+    reader = Committed(topics, out, 2)
+    hosts[0].start()
+    hosts[0].wait(lambda: len(owned(hosts[0])) == 4, 40, "the first host to get all")
+    hosts[1].start()
+    for host in hosts:
+        host.wait(lambda: len(owned(host)) == 2, 60, "two partitions each")
+    write(0)
+    hosts[0].wait(lambda: reader.has(len(expected) // 5), 60 * SLOWER, "some outputs")
+    hosts[0].process.send_signal(signal.SIGSTOP)
+    try:
+        hosts[1].wait(lambda: len(owned(hosts[1])) == 4, 60, "the other to take all")
+        write(1)
+        hosts[1].wait(lambda: reader.has(len(expected)), 90 * SLOWER, "all outputs")
+    finally:
+        hosts[0].process.send_signal(signal.SIGCONT)
+    for host in hosts:
+        host.wait(lambda: len(owned(host)) == 2, 90, "two partitions each again")
+    write(2)
+    hosts[0].wait(lambda: reader.has(len(expected)), 90 * SLOWER, "the last outputs")
+    group = f"{topics.prefix}.transforms"
+    hosts[0].wait(lambda: topics.committed(source, group) == topics.ends(source), 30,
+                  "the group's offsets at the ends")
+    assert_once_and_in_order(reader.read(), expected)
+    reader.close()
+    for host in hosts:
+        assert host.stop() == 0
+
+
+PUBLISHES = """
+local events = require "moontide.events"
+return { subscribes = { "*" }, start = "earliest", transaction = "kafka",
+  retry = { max_attempts = 3, base = "5ms" },
+  handle = function(event, ctx)
+    local id = assert(events.publish { type = "Seen", aggregate_type = "Thing",
+      aggregate_id = event.aggregate_id, payload = { n = event.payload.n, try = ctx.attempt } })
+    if ctx.attempt < 3 then error("fails on purpose") end
+  end }
+"""
+
+
+def test_published_events_are_part_of_it(topics, make_host):
+    """Interfaces 7: events.publish where it goes to Kafka."""
+    source, out = topics.create("in", 1), topics.create("domain.Thing", 1)
+    host = make_host(settings=settings_of(topics, source,
+                                          publish={"topic_prefix": topics.prefix + ".domain."}),
+                     handlers={"publishes": PUBLISHES}).start()
+    topics.produce(source, [("k", envelope(n, aggregate_id="k"), None) for n in range(3)])
+    reader = Committed(topics, out)
+    host.wait(lambda: reader.has(3), 30, "three events")
+    group = f"{topics.prefix}.publishes"
+    host.wait(lambda: topics.committed(source, group) == {0: 3}, 20, "the group's offset")
+    assert [(key, e["eventType"], e["payload"]) for key, e in reader.read()] == [
+        ("k", "Seen", {"n": n, "try": 3}) for n in range(3)]
+    reader.close()
+
+
+def test_more_than_a_delivery_may_give_is_a_limit(topics, make_host):
+    """Interfaces 7, class limit: 1,000 records go out together, one more does not."""
+    source, out = topics.create("in", 1), topics.create("out", 1)
+    host = make_host(settings=settings_of(topics, source),
+                     handlers={"transforms": TRANSFORMS % {"out": out}}).start()
+    topics.produce(source, [("k", envelope(n, aggregate_id="k", payload={"n": n, "outputs": many}),
+                             None) for n, many in enumerate((1000, 1001, 1))])
+    reader = Committed(topics, out)
+    host.wait(lambda: reader.has(1001), 30, "1,001 outputs")
+    letter = host.log_lines("dead letter")[0]
+    assert letter["class"] == "limit" and "1000 records" in letter["err"], letter
+    assert [r["i"] for _, r in reader.read()] == [*range(1, 1001), 1]
+    reader.close()
+
+
+PLAIN = """
+local log = require "moontide.log"
+return { subscribes = { "*" }, start = "earliest", handle = function(event) end }
+"""
+
+
+def test_a_topic_that_is_missing_is_waited_for_and_stops_nobody_else(topics, make_host):
+    """Requirement S4-19, C12: the log says which; the others' positions are written."""
+    source, out = topics.create("in", 1), f"{topics.prefix}.out"
+    settings = settings_of(topics, source)
+    host = make_host(settings=settings, handlers={"transforms": TRANSFORMS % {"out": out},
+                                                  "plain": PLAIN}).start()
+    topics.produce(source, [("k", envelope(n, aggregate_id="k"), None) for n in range(5)])
+    host.wait(lambda: any(out in line["err"] for line in host.log_lines("positions not saved")),
+              60, "the missing topic's name")
+
+    def saved():
+        rows = {r.key(): json.loads(r.value())
+                for r in topics.read_all(f"{topics.prefix}.positions") if r.value()}
+        return {json.loads(key)[0]: row["next"] for key, row in rows.items()}
+
+    host.wait(lambda: saved().get("plain") == 5, 20, "the other handler's position")
+    assert saved()["transforms"] == 0
+    assert topics.create("out", 1) == out
+    reader = Committed(topics, out)
+    host.wait(lambda: reader.has(5), 60, "all outputs")
+    assert [r["n"] for _, r in reader.read()] == [0, 1, 2, 3, 4]
+    reader.close()
+
+
+def test_what_it_cannot_be_had_with_is_refused(topics, make_host):
+    """Bad input is named with file, line and field, by check and by the host."""
+    brokers = {"kafka": {"brokers": topics.bootstrap, "topics": ["t"], "group_id": "g"}}
+    database = {"database": {"url": "postgres://nobody@127.0.0.1:1/none"}}
+    handler = 'return { subscribes = { "*" }, transaction = "kafka", %s }'
+    fine = "handle = function() end"
+    cases = [
+        (fine, {}, "kafka.brokers"),
+        (fine, {"kafka": {"brokers": "embedded", "topics": ["t"]}}, "real Kafka"),
+        (fine, {**brokers, **database}, 'outbox.enabled = "off"'),
+        ("batch = { max = 5 }, handle_batch = function() end", brokers, "h.lua:1: transaction:"),
+        (fine + ', on_dead = "park"', brokers, "h.lua:1: on_dead:"),
+        (fine, {**brokers, "handlers": {"h": {"on_dead": "park"}}}, "handlers.h.on_dead:"),
+        (fine + ', transaction = "redis"', brokers, "h.lua:1: transaction:"),
+    ]
+    for body, settings, expected in cases:
+        host = make_host(settings=settings, handlers={"h": handler % body})
+        done = host.cli("check", "-c", str(host.conf), check=False)
+        assert done.returncode != 0 and expected in done.stderr, (expected, done.stderr)
+    host = make_host(settings=brokers, handlers={"h": handler % fine})
+    assert "ok" in host.cli("check", "-c", str(host.conf)).stdout
