@@ -64,16 +64,19 @@ local function sorted_headers(headers)
 end
 
 
--- What the host gets of it: a description, and the bytes that it speaks of.
+-- What the host gets of it: a description, and the bytes that it speaks of; the
+-- size of both, about.
 local function describe(record)
   local value = record.value ~= host.null and record.value or nil
-  local bytes, headers = { record.key or "", value or "" }, json.array {}
+  local bytes, headers, size = { record.key or "", value or "" }, json.array {}, #record.topic
   for i, name in ipairs(sorted_headers(record.headers)) do
     headers[i] = json.array { name, #record.headers[name] }
     bytes[#bytes + 1] = record.headers[name]
+    size = size + #name
   end
+  bytes = table.concat(bytes)
   return json.array { record.topic, record.key and #record.key or host.null,
-                      value and #value or host.null, headers }, table.concat(bytes)
+                      value and #value or host.null, headers }, bytes, size + #bytes
 end
 
 
@@ -143,16 +146,16 @@ end
 function M.produce(record)
   host.check("kafka.produce")
   check(record)
-  local description, bytes = describe(record)
+  local description, bytes, size = describe(record)
   local answered, result, err = host.effect("kafka", "kafka.produce", record)
   if answered then
     if err ~= nil then return nil, err end
     return result == nil or result
   end
-  if #bytes > MOST_BYTES then
-    err = too_large(#bytes)
+  if size > MOST_BYTES then
+    err = too_large(size)
   elseif host.get_outputs() then
-    result, err = host.add_output(description, bytes, #bytes)
+    result, err = host.add_output(description, bytes, size)
   else
     result, err = ask(description, bytes)
   end

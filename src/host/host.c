@@ -429,7 +429,8 @@ static bool open_stores(struct host *h, struct err *err)
                        "kafka.brokers (KAFKA_BROKERS)");
     }
     if (h->kafka)
-        h->positions = positions_kafka_new(h->loop, h->kafka, h->positions);
+        h->positions = positions_kafka_new(h->loop, h->kafka, h->positions,
+                                           outputs_written, h);
     h->deliveries = delivery_store_new(h->loop, h->db);
     if (h->db)
         h->parked = parked_store_new(h->loop, h->db);

@@ -260,6 +260,7 @@ enum outputs_end outputs_put(struct host *h, unsigned worker, uint32_t slot,
                              uint32_t generation, struct kafka_outputs *list);
 void outputs_drop(struct host *h, const struct delivery *d); /* pipeline op */
 void outputs_close(struct host *h, const struct partition *p);
+void outputs_written(void *host, const struct kafka_outputs *list);
 
 typedef void produce_fn(void *arg, const struct err *err);
 /* All of them at once, at least once each. Takes what is in `list`; called back

@@ -68,6 +68,16 @@ void outputs_drop(struct host *h, const struct delivery *d)
                              d->event->partition->name, d->event->place);
 }
 
+void outputs_written(void *host, const struct kafka_outputs *list)
+{
+    struct host *h = host;
+
+    for (size_t i = 0; i < list->n; i++)
+        series_add(metrics_get(h->metrics, M_EVENTS_PUBLISHED,
+                               list->at[i]->topic, "ok"),
+                   1);
+}
+
 void outputs_close(struct host *h, const struct partition *p)
 {
     if (h->kafka && p->ops->kind == SOURCE_KAFKA)

@@ -9,7 +9,7 @@ static struct slice keep(char **at, struct slice from)
 {
     struct slice kept = {from.ptr ? *at : NULL, from.len};
 
-    if (from.len)
+    if (from.ptr && from.len)
         memcpy(*at, from.ptr, from.len);
     *at += from.len;
     return kept;

@@ -466,8 +466,6 @@ static void on_answered(UNUSED struct ev_loop *loop, ev_async *w,
     }
     outputs = t->outputs;
     t->outputs = (struct kafka_outputs){0};
-    if (!err)
-        kafka_outputs_fini(&outputs);
     t->committed(t->arg, &outputs, err);
 }
 

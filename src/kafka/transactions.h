@@ -50,8 +50,8 @@ typedef void kafka_opened_fn(void *arg, const struct kafka_place *at,
 void kafka_transactions_open(struct kafka_transactions *t, kafka_opened_fn *fn,
                              void *arg);
 
-/* `outputs` come back when err is given, to be tried again as they are: with
- * the same offset. Else they are gone, and the list is empty. */
+/* `outputs` come back. When err is given they are to be tried again as they are:
+ * with the same offset. */
 typedef void kafka_committed_fn(void *arg, struct kafka_outputs *outputs,
                                 const struct err *err);
 void kafka_transactions_commit(struct kafka_transactions *t,

@@ -31,6 +31,8 @@ struct store {
     const struct kafka_settings *kafka;
     struct positions *inner;
     struct list sessions;
+    positions_written_fn *written;
+    void *arg;
 };
 
 struct session {
@@ -345,6 +347,8 @@ static void on_committed(void *arg, struct kafka_outputs *outputs,
 
     s->trying = *outputs;
     if (!err) {
+        s->store->written(s->store->arg, &s->trying);
+        kafka_outputs_fini(&s->trying);
         s->is_trying = false;
         s->is_committed = true;
         s->committed = s->trying_to;
@@ -521,7 +525,8 @@ static const struct positions_ops ops = {
 
 struct positions *positions_kafka_new(struct ev_loop *loop,
                                       const struct kafka_settings *kafka,
-                                      struct positions *inner)
+                                      struct positions *inner,
+                                      positions_written_fn *written, void *arg)
 {
     struct store *s = xcalloc(1, sizeof(*s));
 
@@ -529,6 +534,8 @@ struct positions *positions_kafka_new(struct ev_loop *loop,
     s->loop = loop;
     s->kafka = kafka;
     s->inner = inner;
+    s->written = written;
+    s->arg = arg;
     list_init(&s->sessions);
     return &s->pub;
 }

@@ -100,6 +100,7 @@ def test_what_fails_gives_nothing_out_and_what_ends_well_gives_once(topics, make
     host.wait(lambda: topics.committed(source, group) == {0: 5}, 20, "the group's offset")
     assert [(r["n"], r["i"], r["attempt"]) for _, r in reader.read()] == [
         (0, 1, 3), (0, 2, 3), (2, 1, 1), (4, 1, 1)]
+    assert host.metric("events_published_total", topic=out, status="ok") == 4
     reader.close()
     assert host.stop() == 0
 
@@ -179,6 +180,33 @@ def test_a_frozen_host_that_wakes_up_adds_nothing(topics, make_host):
     reader.close()
     for host in hosts:
         assert host.stop() == 0
+
+
+def test_a_handler_may_change_to_transactions_and_back_while_it_runs(topics, make_host):
+    """Design 8, C12: nothing is lost or doubled where a version begins or ends to have them."""
+    rng = make_rng("changes")
+    source, out = topics.create("in", 2), topics.create("out", 1)
+    within = TRANSFORMS % {"out": out}
+    without = within.replace('transaction = "kafka", ', "")
+    host = make_host(settings=settings_of(topics, source), handlers={"transforms": without})
+    host.start()
+    reader, expected = Committed(topics, out), {}
+    for part, text in enumerate((without, within, without, within)):
+        host.handler("transforms", text)
+        host.wait(lambda: len(host.log_lines("handler loaded")) == part + 1, 20, "the version")
+        records, more = events_of(rng, part * 200, 200)
+        topics.produce(source, records)
+        expected.update(more)
+        host.wait(lambda: reader.has(len(expected)), 60, "all outputs so far")
+    assert_once_and_in_order(reader.read(), expected)
+    assert host.stop() == 0
+    records, more = events_of(rng, 800, 200)
+    topics.produce(source, records)
+    expected.update(more)
+    host.start()
+    host.wait(lambda: reader.has(len(expected)), 60, "all outputs")
+    assert_once_and_in_order(reader.read(), expected)
+    reader.close()
 
 
 PUBLISHES = """
