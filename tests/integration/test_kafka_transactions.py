@@ -6,8 +6,9 @@ import signal
 from collections import defaultdict
 
 from confluent_kafka import OFFSET_BEGINNING, TopicPartition
-from harness import SLOWER, envelope
+from harness import SLOWER, Topics, envelope
 from scenes import QUICK_GROUP, kill_a_worker, make_rng, sized
+from servers import Kafka
 
 TRANSFORMS = """
 local json = require "moontide.json"
@@ -180,6 +181,38 @@ def test_a_frozen_host_that_wakes_up_adds_nothing(topics, make_host):
     reader.close()
     for host in hosts:
         assert host.stop() == 0
+
+
+def test_a_broker_that_is_killed_leaves_each_output_once(scratch, make_host):
+    """Requirement S4-18, C12: kill -9 of the broker while transactions are under way, twice: what
+    is not known to be committed is found out."""
+    rng, number = make_rng("broker kills"), sized(4000, 20_000)
+    kafka = Kafka(scratch / "kafka.killed").init().start()
+    try:
+        topics = Topics(kafka, "killed")
+        source, out = topics.create("in", 2), topics.create("out", 2)
+        records, expected = events_of(rng, 0, number)
+        settings = settings_of(topics, source)
+        settings["rdkafka"].update({"reconnect.backoff.max.ms": 500})
+        host = make_host(settings=settings, handlers={"transforms": TRANSFORMS % {"out": out}})
+        topics.produce(source, records)
+        host.start()
+
+        def written():
+            return host.metric("events_published_total", topic=out, status="ok")
+
+        for at in (len(expected) // 5, len(expected) // 2):
+            host.wait(lambda: written() >= at, 90 * SLOWER, f"{at} outputs")
+            kafka.end(signal.SIGKILL)
+            kafka.start()
+        host.wait(lambda: written() == len(expected), 120 * SLOWER, "all outputs")
+        reader = Committed(topics, out, 2)
+        host.wait(lambda: reader.has(len(expected)), 30, "all can be read")
+        assert_once_and_in_order(reader.read(), expected)
+        reader.close()
+        assert host.stop() == 0
+    finally:
+        kafka.stop()
 
 
 def test_a_handler_may_change_to_transactions_and_back_while_it_runs(topics, make_host):
