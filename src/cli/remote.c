@@ -122,6 +122,9 @@ static void show_status(const json_t *status)
     json_array_foreach(reasons, i, reason)
         printf("\nnot ready: %s%s%s\n", text_at(reason, "handler"),
                *text_at(reason, "handler") ? ": " : "", text_at(reason, "why"));
+    json_array_foreach(json_object_get(status, "warnings"), i, reason)
+        printf("\nwarning: %s: %s\n", text_at(reason, "what"),
+               text_at(reason, "why"));
 }
 
 int cmd_status(const struct cli *c)

@@ -3,6 +3,7 @@
 #include "host/api_deliveries.h"
 #include "host/api_sources.h"
 #include "host/host_priv.h"
+#include "host/upkeep.h"
 
 #include "base/buf.h"
 #include "base/clock.h"
@@ -76,6 +77,7 @@ json_t *status_json(struct host *h)
     struct pipeline_numbers n;
     char since[RFC3339_SIZE];
     json_t *json, *deliveries = json_object();
+    json_t *store = upkeep_json(h->upkeep);
 
     pipeline_numbers(h->pipeline, &n);
     for (int i = 0; i < DELIVERY_SETTLED; i++) {
@@ -90,14 +92,15 @@ json_t *status_json(struct host *h)
                             json_integer((json_int_t)n.deliveries[i]));
     }
     json = json_pack(
-        "{s:s, s:s, s:s, s:b, s:o, s:I, s:I, s:o, s:o, s:o, s:o, s:o}",
+        "{s:s, s:s, s:s, s:b, s:o, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o}",
         "version", MT_VERSION, "node", h->node, "since",
         clock_format(h->started_us, since), "draining", h->is_draining,
         "deliveries", deliveries, "windowEvents", (json_int_t)n.events,
         "windowBytes", (json_int_t)n.cost, "workers",
         supervisor_json(h->supervisor), "handlers",
         catalogue_json(h->catalogue, NULL), "flags", switches_json(h),
-        "sources", intake_json(h->intake), "reasons", readiness_json(h));
+        "sources", intake_json(h->intake), "reasons", readiness_json(h),
+        "warnings", upkeep_warnings(h->upkeep));
     if (h->kafka)
         json_object_set_new(json, "kafka", kafka_json(h));
     if (h->db)
@@ -105,6 +108,8 @@ json_t *status_json(struct host *h)
                             json_pack("{s:b, s:b}", "connected",
                                       h->db_is_connected, "migrated",
                                       h->db_is_migrated));
+    if (store)
+        json_object_set_new(json, "store", store);
     return json;
 }
 

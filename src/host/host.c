@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "host/host_priv.h"
+#include "host/upkeep.h"
 #include "kafka/embedded.h"
 #include "kafka/producer.h"
 #include "kafka/settings.h"
@@ -38,7 +39,6 @@ static const char component[] = "host";
 #define TICK_S          0.02
 #define QUARANTINE_US   60000000
 #define EMBEDDED_PARTS  4
-#define CHORES_EVERY_US 600000000
 #define TRIM_EVERY_US   2000000
 #define PRODUCER_END_MS 5000
 
@@ -169,29 +169,6 @@ static void on_idle(struct ev_loop *loop, ev_idle *w, int events)
     (void)events;
 }
 
-static void on_chore(void *arg, const struct pg_result *res,
-                     const struct err *err)
-{
-    (void)res;
-    if (err)
-        log_warn("housekeeping failed", "what=%s err=" LOG_Q, (char *)arg,
-                 err->msg);
-}
-
-/* Old inbox rows go, and the store has its partitions some months ahead: a
- * producer must never meet a month without one. */
-static void keep_house(struct host *h, int64_t now_us)
-{
-    static char partitions[] = "partitions";
-
-    if (!h->db_is_migrated || now_us < h->next_chores_us)
-        return;
-    h->next_chores_us = now_us + CHORES_EVERY_US;
-    delivery_store_prune(h->deliveries, h->settings.dedupe_for / 1000);
-    pg_pool_query(h->db, "SELECT moontide_create_partitions(3)", 0, NULL,
-                  on_chore, partitions);
-}
-
 /* What fetches leave behind in the heap goes back now and then, and once more
  * when they are over. */
 static void give_back_memory(struct host *h, int64_t now_us)
@@ -219,7 +196,7 @@ static void on_tick(struct ev_loop *loop, ev_timer *w, int events)
     supervisor_tick(h->supervisor, now_us);
     intake_tick(h->intake, now_us);
     parking_tick(h, now_us);
-    keep_house(h, now_us);
+    upkeep_tick(h->upkeep, now_us);
     give_back_memory(h, now_us);
     if (h->is_draining)
         go_on_draining(h);
@@ -589,6 +566,7 @@ static bool make_parts(struct host *h, struct err *err)
     h->supervisor = supervisor_new(h);
     h->intake = intake_new(h);
     h->catalogue = catalogue_new(h);
+    h->upkeep = upkeep_new(h);
     if (!open_database(h, err) || !open_kafka(h, err) || !open_stores(h, err))
         return false;
     collect_start(h);
@@ -636,6 +614,7 @@ static void tear_down(struct host *h)
         h->deadletters->ops->free(h->deadletters);
     kafka_producer_free(h->producer, PRODUCER_END_MS);
     pg_pool_free(h->db);
+    upkeep_free(h->upkeep);
     api_free(h->api);
     supervisor_free(h->supervisor);
     catalogue_free(h->catalogue);

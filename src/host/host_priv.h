@@ -32,6 +32,7 @@ struct parked_store;
 struct pg_pool;
 struct positions;
 struct supervisor;
+struct upkeep;
 
 struct host {
     struct ev_loop *loop;
@@ -47,6 +48,7 @@ struct host {
     struct intake *intake;
     struct collect *collect;
     struct open_breakers *breakers;
+    struct upkeep *upkeep;
     struct api *api;
 
     struct pg_pool *db; /* NULL: no PostgreSQL */
@@ -74,7 +76,6 @@ struct host {
     bool is_held; /* DOMAIN_EVENTS_ENABLED is off */
     int64_t next_trim_us;
     double received_at_trim;
-    int64_t next_chores_us;
     int exit_code;
     ev_timer tick, drain;
     ev_prepare prepare;

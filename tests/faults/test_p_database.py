@@ -217,14 +217,20 @@ def test_P6_the_partition_of_this_month_is_missing(stage):
     assert host.stop() == 0
 
 
-@pytest.mark.xfail(strict=True, reason="nothing watches the default partition: the alarm comes with the"
-                   " store's retention")
 def test_P6_a_default_partition_that_fills_is_an_alarm(stage):
     drop_this_month(stage.database)
+    stage.fault()
     host = stage.host(stage.on_outbox()).start()
     stage.produce("outbox", count=100).wait()
     stage.drain(host)
-    host.wait(lambda: "default partition" in host.log_text(), 10, "the alarm")
+    with stage.recovery(30, "the alarm"):
+        host.wait(lambda: "default partition domain_events_default holds" in host.log_text(), 30,
+                  "the alarm")
+    assert any("default partition" in warning["why"]
+               for warning in host.ask("/v1/status").json()["warnings"])
+    assert host.metric("moontide_store_default_rows") >= 100
+    stage.check_both(0)
+    assert host.stop() == 0
 
 
 def test_P7_the_slot_that_wakes_the_reading_is_invalidated(stage):
