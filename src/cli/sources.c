@@ -8,15 +8,20 @@
 
 static const char usage[] =
     "sources [list] | moves | move TOPIC/PARTITION --to "
-    "earliest|latest|OFFSET [--handler H] [--force] --reason TEXT";
+    "earliest|latest|OFFSET [--handler H] [--force] --reason TEXT | "
+    "move outbox --to earliest|latest --reason TEXT";
 
 static void show_list(const json_t *answer)
 {
     static const char *const columns[] = {
         "SOURCE:source",   "PARTITION:partition", "STATE:state",    "NEXT:next",
         "BACKLOG:backlog", "WINDOW:window",       "TROUBLE:trouble"};
+    const char *trouble = json_string_value(
+        json_object_get(json_object_get(answer, "outbox"), "trouble"));
 
     cli_print_table(json_object_get(answer, "partitions"), columns, 7);
+    if (trouble)
+        printf("\noutbox: %s\n", trouble);
 }
 
 static void show_moves(const json_t *answer)

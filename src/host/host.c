@@ -423,7 +423,8 @@ struct waiting {
 /* NULL: the schema is older than this program. */
 static const char newest_tables_sql[] =
     "SELECT nullif(to_regclass('event_parked') IS NOT NULL"
-    " AND to_regclass('event_dead_letter_edits') IS NOT NULL, false)";
+    " AND to_regclass('event_dead_letter_edits') IS NOT NULL"
+    " AND to_regclass('event_source_trouble') IS NOT NULL, false)";
 
 static void on_tables(void *arg, const struct pg_result *res,
                       const struct err *err)

@@ -176,9 +176,11 @@ void intake_save_soon(struct intake *in);
 json_t *intake_json(const struct intake *in);
 /* A source that failed for good and is opened again; NULL: none. */
 const char *intake_trouble(const struct intake *in);
+/* The outbox stands still, and no partition of it is open to say so; NULL. */
+const char *intake_outbox_trouble(const struct intake *in);
 
 struct source_move {
-    const char *partition; /* "topic/3" */
+    const char *partition; /* "topic/3", or "outbox": all of it */
     const char *to;        /* earliest, latest or an offset */
     const char *handler;   /* NULL: the reading, and all who stand before it */
     const char *reason, *who;

@@ -266,6 +266,11 @@ const char *intake_trouble(const struct intake *in)
     return in->kafka_failed;
 }
 
+const char *intake_outbox_trouble(const struct intake *in)
+{
+    return in->outbox ? outbox_source_trouble(in->outbox) : NULL;
+}
+
 static void on_kafka_ended(void *arg)
 {
     struct intake *in = arg;

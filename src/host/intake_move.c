@@ -14,6 +14,7 @@
 #include "host/intake_priv.h"
 #include "sources/kafka_source.h"
 #include "stores/given_up.h"
+#include "stores/outbox_move.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -323,6 +324,31 @@ static struct handler *handler_named(struct intake *in, const char *name)
     return NULL;
 }
 
+/* All of it, and on every host: the database does it. */
+static void move_outbox(struct intake *in, const struct source_move *move,
+                        move_done_fn *done, void *arg)
+{
+    bool is_latest = strcmp(move->to, "latest") == 0;
+    struct outbox_move asked = {in->host->settings.outbox_table, is_latest,
+                                move->reason, move->who};
+    struct err err;
+
+    if (!in->outbox)
+        (void)!err_set(&err, ERR_PERMANENT, "this host reads no outbox");
+    else if (!is_latest && strcmp(move->to, "earliest") != 0)
+        (void)!err_set(&err, ERR_PERMANENT,
+                       "of the outbox \"to\" is earliest or latest");
+    else if (move->handler || move->is_forced)
+        (void)!err_set(&err, ERR_PERMANENT,
+                       "the outbox is moved for all handlers, and only when "
+                       "it stands still");
+    else {
+        outbox_move(in->host->db, &asked, done, arg);
+        return;
+    }
+    done(arg, NULL, &err);
+}
+
 void intake_move(struct intake *in, const struct source_move *move,
                  move_done_fn *done, void *arg)
 {
@@ -331,6 +357,10 @@ void intake_move(struct intake *in, const struct source_move *move,
     struct moving *m;
     struct err err;
 
+    if (strcmp(move->partition, "outbox") == 0) {
+        move_outbox(in, move, done, arg);
+        return;
+    }
     if (!may_move(in, move, p, h, &err)) {
         done(arg, NULL, &err);
         return;

@@ -139,6 +139,7 @@ static void look_at_database(struct look *look)
 {
     const struct host *h = look->host;
     const struct err *err = h->db ? pg_pool_error(h->db) : NULL;
+    const char *trouble = intake_outbox_trouble(h->intake);
     char *why;
 
     if (h->db && !h->db_is_connected) {
@@ -150,6 +151,10 @@ static void look_at_database(struct look *look)
         free(why);
     } else if (h->db && !h->db_is_migrated) {
         add(look, "the database has no tables yet: run moontide migrate up");
+    } else if (trouble) {
+        json_array_append_new(look->reasons,
+                              json_pack("{s:s, s:o}", "source", "outbox", "why",
+                                        json_string_lossy(slice_of(trouble))));
     }
 }
 

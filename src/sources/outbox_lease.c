@@ -73,7 +73,7 @@ static const char beat_sql[] =
     "  + $3::bigint * interval '1 ms'"
     " FROM unnest($4::int[], $5::bigint[]) k(shard, epoch)"
     " WHERE s.shard = k.shard AND s.epoch = k.epoch AND s.owner = $1"
-    " RETURNING s.shard)"
+    " AND s.timeline = moontide_timeline() RETURNING s.shard)"
     " SELECT NULL::int, node, ms::text, other FROM ("
     "  SELECT node, nullif(outbox, (SELECT outbox FROM this)) AS other, "
     "(extract(epoch FROM expires_at"
@@ -93,7 +93,8 @@ static const char claim_sql[] =
     "  OR expires_at <= clock_timestamp()) ORDER BY shard"
     " FOR UPDATE SKIP LOCKED)"
     " UPDATE event_shards s SET owner = $1, epoch = s.epoch + 1, since = now(),"
-    " expires_at = clock_timestamp() + $3::bigint * interval '1 ms'"
+    " timeline = moontide_timeline(), expires_at = clock_timestamp() + "
+    "$3::bigint * interval '1 ms'"
     " FROM free WHERE s.shard = free.shard RETURNING s.shard, s.epoch";
 
 /* $1 node, $2 shards, $3 epochs */
@@ -299,6 +300,16 @@ static void claim(struct outbox_lease *l, shard_set wanted)
     free(shards);
 }
 
+void outbox_lease_void(struct outbox_lease *l, const char *why)
+{
+    shard_set held = l->leases.held;
+
+    for (unsigned i = 0; i < SHARDS_MAX; i++)
+        if (held & SHARD(i))
+            leases_lose(&l->leases, i);
+    close_lost(l, held, why);
+}
+
 static void drain(struct outbox_lease *l, shard_set excess)
 {
     if (!excess)
@@ -434,7 +445,7 @@ static void balance(struct outbox_lease *l, const struct beat *b)
         return;
     drain(l, leases_excess(&l->leases, &b->view));
     wanted = leases_wanted(&l->leases, &b->view);
-    if (wanted && !l->refused) {
+    if (wanted && !l->refused && !l->source->halt.is_on) {
         l->is_asking = true;
         claim(l, wanted);
     }
@@ -590,4 +601,9 @@ void outbox_lease_free(struct outbox_lease *l)
 json_t *outbox_lease_json(const struct outbox_lease *l)
 {
     return json_incref(l->hosts);
+}
+
+const char *outbox_lease_node(const struct outbox_lease *l)
+{
+    return l->node;
 }

@@ -17,7 +17,8 @@
 enum activity {
     IDLE,
     CHECKING,
-    ANCHORING,
+    RECALLING, /* is what was read still there */
+    HALTING,
     READING,
     FENCING,
     NAMING, /* who holds the gap */
@@ -27,6 +28,27 @@ struct outbox_seen {
     int64_t seq;
     unsigned shard;
     enum outbox_row kind;
+};
+
+/* What was read last, to see after a failover whether it is still there. The
+ * loss of a failover is the end of the history: who lost anything that was read
+ * lost some of what was read last. */
+#define WITNESSES 200
+
+struct outbox_witness {
+    int64_t seq;
+    char *id; /* NULL: none yet */
+};
+
+/* Nothing is read until an operator says so; outbox_check.c. */
+struct outbox_halt {
+    bool is_on;
+    bool is_stored; /* so that a restart does not end it, and others know */
+    bool
+        is_others; /* another host found it; what we lost is still to be seen */
+    char *why;
+    int64_t ends_at; /* the sequence's value then */
+    int64_t first_lost, last_lost;
 };
 
 struct outbox_lease; /* outbox_lease.c */
@@ -59,8 +81,8 @@ struct outbox_source {
     bool is_starved;
     int limit; /* rows of the read under way, at most */
     bool is_absent, is_checked;
-    char *trouble;        /* NULL: none */
-    bool is_back_in_time; /* trouble that only a restart ends */
+    char *trouble; /* NULL: none */
+    struct outbox_halt halt;
     char *system, *timeline;
 
     enum activity activity;
@@ -71,8 +93,8 @@ struct outbox_source {
     struct outbox_seen *seen; /* the rows of the last read, from 1 */
     int seen_cap;
     int64_t sequence; /* its value when last asked */
-    int64_t anchor;   /* a number that was read, */
-    char *anchor_id;  /* and the event that had it */
+    struct outbox_witness witnesses[WITNESSES];
+    unsigned next_witness;
     double delay;
     int64_t checked_us, fenced_us, named_us, failed_us;
 
@@ -123,11 +145,14 @@ void outbox_lease_free(struct outbox_lease *l); /* NULL is allowed */
 void outbox_lease_begin(struct outbox_lease *l);
 /* Its partition is closed: give it back, if it is ours still. */
 void outbox_lease_closed(struct outbox_lease *l, unsigned shard);
+/* What is in memory is of another history: none of it may be written. */
+void outbox_lease_void(struct outbox_lease *l, const char *why);
 /* A write said that another host has it. */
 void outbox_lease_fenced(struct outbox_lease *l, unsigned shard);
 /* Take nothing more, and be no host that counts. */
 void outbox_lease_leave(struct outbox_lease *l);
 json_t *outbox_lease_json(const struct outbox_lease *l);
+const char *outbox_lease_node(const struct outbox_lease *l);
 
 /* --- one statement each; its answer ends in outbox_step_after() ------------------- */
 
@@ -141,8 +166,12 @@ bool outbox_listen(struct outbox_source *s, const struct outbox_options *opts,
 void outbox_check_wake(const struct outbox_source *s, bool has_trigger,
                        bool has_publication);
 
-void outbox_check_table(struct outbox_source *s); /* outbox_check.c */
-void outbox_read(struct outbox_source *s);        /* outbox_read.c */
+/* outbox_check.c: that it is what the cursor relies on, and has not gone back
+ * in time; and to store that it has. */
+void outbox_check_table(struct outbox_source *s);
+void outbox_store_halt(struct outbox_source *s);
+void outbox_forget_history(struct outbox_source *s);
+void outbox_read(struct outbox_source *s); /* outbox_read.c */
 /* The row as an event without its place. The caller offers it. */
 struct event *outbox_event(struct outbox_source *s, struct partition *p,
                            const struct pg_result *res, int row);

@@ -115,18 +115,24 @@ static void offer_row(struct outbox_source *s, const struct pg_result *res,
     s->sink.offer(s->sink.ctx, event);
 }
 
-/* The last event that is ours: of others the id is not known. */
-static void set_anchor(struct outbox_source *s, const struct pg_result *res,
-                       int rows)
+static void add_witness(struct outbox_source *s, int64_t seq, const char *id)
 {
-    for (int row = rows; row > 0; row--) {
-        if (s->seen[row].kind != OUTBOX_NEW)
-            continue;
-        s->anchor = s->seen[row].seq;
-        free(s->anchor_id);
-        s->anchor_id = xstrdup(pg_result_value(res, row, COLUMN_ID));
-        return;
-    }
+    struct outbox_witness *w = &s->witnesses[s->next_witness++ % WITNESSES];
+
+    free(w->id);
+    *w = (struct outbox_witness){seq, xstrdup(id)};
+}
+
+/* The last that are ours (of others the id is not known), and what appeared
+ * late, whatever its number: it was committed last. */
+static void note_witnesses(struct outbox_source *s, const struct pg_result *res,
+                           int rows)
+{
+    for (int row = 1; row <= rows; row++)
+        if (s->seen[row].kind == OUTBOX_LATE ||
+            (s->seen[row].kind == OUTBOX_NEW && row > rows - WITNESSES / 2))
+            add_witness(s, s->seen[row].seq,
+                        pg_result_value(res, row, COLUMN_ID));
 }
 
 static void look_at_rows(struct outbox_source *s, const struct pg_result *res,
@@ -154,7 +160,7 @@ static void note_rows(struct outbox_source *s, const struct pg_result *res,
     look_at_rows(s, res, rows);
     readings_end(&s->readings, &s->plan, pg_result_value(res, 0, COLUMN_ID),
                  rows >= s->limit);
-    set_anchor(s, res, rows);
+    note_witnesses(s, res, rows);
     outbox_note_gap_age(s);
     s->delay = rows > 0 ? SOON : s->delay * 2;
     if (s->delay > s->interval)

@@ -129,16 +129,14 @@ static void on_latest(void *arg, const struct pg_result *res,
         outbox_on_failure(s, "start", err);
     else if (!s->stopping.is_asked)
         outbox_shards_start_latest(
-            s, strtoll(pg_result_value(res, 0, ANCHOR_HIGHEST), NULL, 10) + 1);
+            s, strtoll(pg_result_value(res, 0, 0), NULL, 10) + 1);
     outbox_step_after(s, SOON);
 }
 
 static void ask_latest(struct outbox_source *s)
 {
-    static const struct pg_param zero = {.value = "0"};
-
     s->activity = READING;
-    pg_pool_query(s->pool, s->sql.anchor, 1, &zero, on_latest, s);
+    pg_pool_query(s->pool, s->sql.highest, 0, NULL, on_latest, s);
 }
 
 /* --- what to do next ------------------------------------------------------------ */
@@ -195,9 +193,11 @@ static void step(struct outbox_source *s)
 {
     int64_t now = clock_mono_us();
 
-    if (s->activity != IDLE || s->stopping.is_asked || s->is_back_in_time)
+    if (s->activity != IDLE || s->stopping.is_asked)
         return;
-    if (wants_check(s, now))
+    if (wants_check(s, now) && s->halt.is_on && !s->halt.is_stored)
+        outbox_store_halt(s);
+    else if (wants_check(s, now))
         outbox_check_table(s);
     else if (s->is_checked && outbox_shards_want_latest(s))
         ask_latest(s);
@@ -291,9 +291,7 @@ void outbox_source_free(struct outbox_source *s)
     outbox_sql_fini(&s->sql);
     json_decref(s->holder);
     free(s->seen);
-    free(s->anchor_id);
-    free(s->system);
-    free(s->timeline);
+    outbox_forget_history(s);
     free(s->trouble);
     free(s->table);
     free(s);
@@ -302,6 +300,11 @@ void outbox_source_free(struct outbox_source *s)
 unsigned outbox_source_shards(const struct outbox_source *s)
 {
     return outbox_shards_opened(s);
+}
+
+const char *outbox_source_trouble(const struct outbox_source *s)
+{
+    return outbox_shards_opened(s) ? NULL : s->trouble;
 }
 
 bool outbox_source_connected(const struct outbox_source *s)

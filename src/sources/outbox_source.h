@@ -47,6 +47,9 @@ void outbox_source_free(struct outbox_source *s); /* NULL is allowed */
 
 bool outbox_source_connected(const struct outbox_source *s);
 
+/* Why nothing is read, when no partition could tell; NULL: it is read. */
+const char *outbox_source_trouble(const struct outbox_source *s);
+
 /* Shards that are ours now. */
 unsigned outbox_source_shards(const struct outbox_source *s);
 

@@ -80,7 +80,8 @@ const char outbox_check_sql[] =
     "  WHERE q.seqincrement <> 1 OR q.seqcache <> 1 OR q.seqcycle)"
     " SELECT to_regclass($1) IS NOT NULL,"
     " (SELECT system_identifier::text FROM pg_control_system()),"
-    " (SELECT timeline_id::text FROM pg_control_checkpoint()),"
+    " (SELECT CASE WHEN NOT pg_is_in_recovery() THEN"
+    "  substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END),"
     " (SELECT string_agg(text, '; ') FROM (SELECT text FROM faults LIMIT 3) f),"
     " (SELECT coalesce(pg_sequence_last_value(oid), 0) FROM named"
     "  WHERE oid IS NOT NULL),"
@@ -89,7 +90,21 @@ const char outbox_check_sql[] =
     " EXISTS (SELECT 1 FROM pg_trigger WHERE tgrelid = to_regclass($1)"
     "  AND tgname = 'moontide_outbox_notify'),"
     " EXISTS (SELECT 1 FROM pg_publication"
-    "  WHERE pubname = 'moontide_outbox')";
+    "  WHERE pubname = 'moontide_outbox'),"
+    " (SELECT trouble FROM event_source_trouble WHERE source = 'outbox')";
+
+const char outbox_other_sql[] =
+    "SELECT min(source_id) FROM event_handler_positions"
+    " WHERE source = 'outbox' AND source_id NOT IN ('', $1)";
+
+/* What several hosts miss becomes one range. */
+const char outbox_halt_sql[] =
+    "INSERT INTO event_source_trouble AS t (source, trouble, ends_at,"
+    " first_lost, last_lost, node) VALUES ('outbox', $1, $2::bigint,"
+    " $3::bigint, $4::bigint, $5) ON CONFLICT (source) DO UPDATE SET"
+    " ends_at = least(t.ends_at, excluded.ends_at),"
+    " first_lost = least(t.first_lost, excluded.first_lost),"
+    " last_lost = greatest(t.last_lost, excluded.last_lost)";
 
 /* Who may still own a missing number: the oldest transaction that writes, in
  * any database, or one that was prepared and forgotten. */
@@ -235,11 +250,15 @@ bool outbox_sql_init(struct outbox_sql *sql, const char *table,
     sql->columns = plain_columns(found);
     free(rows);
     free(columns);
-    sql->anchor =
-        xasprintf("SELECT (SELECT id::text FROM %s WHERE seq = $1::bigint),"
-                  " (SELECT coalesce(max(seq), 0) FROM %s),"
-                  " EXISTS (SELECT 1 FROM %s WHERE seq < $1::bigint)",
-                  sql->table, sql->table, sql->table);
+    sql->highest =
+        xasprintf("SELECT coalesce(max(seq), 0) FROM %s", sql->table);
+    sql->missing = xasprintf(
+        "SELECT k.seq, k.id, (SELECT t.id::text FROM %1$s t"
+        " WHERE t.seq = k.seq), EXISTS (SELECT FROM %1$s t WHERE t.seq < k.seq)"
+        " FROM unnest($1::bigint[], $2::text[]) k(seq, id) WHERE NOT EXISTS"
+        " (SELECT FROM %1$s t WHERE t.seq = k.seq AND t.id::text = k.id)"
+        " ORDER BY k.seq",
+        sql->table);
     return true;
 }
 
@@ -248,7 +267,8 @@ void outbox_sql_fini(struct outbox_sql *sql)
     free(sql->table);
     free(sql->read);
     free(sql->read_gaps);
-    free(sql->anchor);
+    free(sql->highest);
+    free(sql->missing);
     free(sql->fetch);
     free(sql->columns);
     memset(sql, 0, sizeof(*sql));

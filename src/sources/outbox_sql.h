@@ -24,9 +24,9 @@ enum outbox_column {
     COLUMN_BODY,
 };
 
-/* One row, for the table $1: does it exist, system identifier, timeline, what
- * is wrong with its columns or its sequence (or NULL), the sequence's value (0
- * when it gave no number yet). */
+/* One row, for the table $1: does it exist, system identifier, timeline (of a
+ * standby NULL), what is wrong with its columns or its sequence (or NULL), the
+ * sequence's value (0 when it gave no number yet). */
 enum outbox_check {
     CHECK_EXISTS,
     CHECK_SYSTEM,
@@ -36,23 +36,30 @@ enum outbox_check {
     CHECK_SHARDS,  /* the tables of migration 0009 are there */
     CHECK_TRIGGER, /* what outbox.wake needs is there */
     CHECK_PUBLICATION,
+    CHECK_HALTED, /* event_source_trouble has it stopped: why, or NULL */
 };
 
-/* The anchor: the event at $1 as text, the highest number, is there a row
- * below $1. */
-enum outbox_anchor { ANCHOR_ID, ANCHOR_HIGHEST, ANCHOR_BELOW };
+/* Of the events with the numbers $1 and ids $2 those that are not there, by
+ * number: who has its number now, and is there any row below. */
+enum outbox_missing { MISSING_SEQ, MISSING_ID, MISSING_NOW, MISSING_BELOW };
 
 struct outbox_sql {
     char *table;     /* quoted, with its schema */
     char *read;      /* $1 last, $2 until, $3 limit, $4 our shards, from 0 */
     char *read_gaps; /* and $5 firsts, $6 lasts, $7 gaps, $8 last snapshot */
     char *columns;   /* from the id on, of the preset */
-    char *anchor;
+    char *highest;   /* the highest number, or 0 */
+    char *missing;
     char *fetch; /* $1 first, $2 last, $3 limit, $4 shards, from 0; no row of
                     the snapshot */
 };
 
 extern const char outbox_check_sql[];
+/* $1 our system identifier: another one that positions are of, or NULL. */
+extern const char outbox_other_sql[];
+/* $1 why, $2 the sequence's value, $3 first and $4 last number lost or NULL, $5
+ * node. */
+extern const char outbox_halt_sql[];
 /* Nothing, or one row: pid, age in s, query, state, user, program, database. */
 extern const char outbox_holder_sql[];
 

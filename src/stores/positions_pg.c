@@ -57,6 +57,7 @@ static const char take_shard_sql[] =
     " FROM unnest($1::text[], $2::text[], $3::text[])"
     " WITH ORDINALITY AS k(handler, source, part, i)"
     " LEFT JOIN event_shards s ON s.shard = k.part::int AND s.owner = $4"
+    " AND s.timeline = moontide_timeline()"
     " LEFT JOIN event_handler_positions p ON p.handler_name = k.handler"
     " AND p.source = k.source AND p.partition = k.part";
 
@@ -68,7 +69,8 @@ static const char save_sql[] =
     " last_at, i)),"
     " held AS MATERIALIZED (SELECT s.shard::text AS part, s.epoch"
     " FROM event_shards s WHERE s.owner = $10 AND (s.shard::text, s.epoch) IN"
-    " (SELECT part, epoch FROM k WHERE source = 'outbox') ORDER BY s.shard"
+    " (SELECT part, epoch FROM k WHERE source = 'outbox')"
+    " AND s.timeline = moontide_timeline() ORDER BY s.shard"
     " FOR KEY SHARE),"
     " w AS (INSERT INTO event_handler_positions AS p (handler_name, source,"
     " partition, source_id, seq, gaps, last_processed_id, last_processed_at,"

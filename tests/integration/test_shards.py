@@ -394,6 +394,9 @@ def test_positions_of_the_whole_become_those_of_its_shards(database, make_host):
     ids = [database.publish("Changed", "Thing", f"00000000-0000-4000-8000-{i:012d}", {"n": i})
            for i in range(200)]
     migrate_below_shards(host, database)
+    host.spawn()
+    host.wait(lambda: "run moontide migrate up" in host.log_text(), 20, "it says what to do")
+    host.stop()
     system = database.value("select system_identifier::text from pg_control_system()")
     database.query("""insert into event_handler_positions
         (handler_name, source, partition, source_id, seq, gaps, epoch)
