@@ -97,6 +97,7 @@ struct cursor {
     uint64_t settled;       /* deliveries, since it opened */
     uint64_t saved_settled; /* at the last save, */
     int64_t saved_us;       /* and when that was */
+    uint64_t noted_version; /* hash of the one that is known to have run here */
     char last_event_id[64]; /* of the last settled event, for people */
     int64_t last_event_us;
     bool is_saving; /* by itself: see intake_save.c */

@@ -4,9 +4,11 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "host/intake_priv.h"
+#include "stores/deliveries.h"
 #include "stores/positions.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 static const char component[] = "intake";
 
@@ -161,6 +163,45 @@ static void saving_free(struct saving *s)
     free(s);
 }
 
+/* Where a version that was not noted yet may have run for the first time: not
+ * before what was saved last. */
+static int64_t first_place(const struct saved_item *item,
+                           const struct cursor *c)
+{
+    if (c->saved_next == POSITION_EARLIEST || c->saved_next == POSITION_LATEST)
+        return c->from.next > 0 && c->from.next < item->next ? c->from.next : 0;
+    return c->saved_next < item->next ? c->saved_next : item->next;
+}
+
+/* Something of the handler settled there since the last save. */
+static bool note_version(const struct saved_item *item, struct version_row *row)
+{
+    struct cursor *c = &item->p->cursors[item->handler->index];
+    const struct handler_spec *spec = item->handler->spec;
+    uint64_t hash;
+
+    if (!spec || item->p->is_lost || item->settled == c->saved_settled)
+        return false;
+    hash = hash_bytes(spec->version, strlen(spec->version));
+    if (hash == c->noted_version)
+        return false;
+    c->noted_version = hash;
+    *row = (struct version_row){item->handler->name, item->p->name,
+                                spec->version, first_place(item, c)};
+    return true;
+}
+
+static void note_versions(const struct saving *s)
+{
+    struct version_row *rows = xcalloc(s->n + 1, sizeof(*rows));
+    size_t n = 0;
+
+    for (size_t i = 0; i < s->n; i++)
+        n += note_version(&s->items[i], &rows[n]);
+    delivery_store_versions(s->intake->host->deliveries, n, rows);
+    free(rows);
+}
+
 static void note_saved(const struct saving *s, const struct saved_item *item)
 {
     struct cursor *c = &item->p->cursors[item->handler->index];
@@ -204,6 +245,10 @@ static void on_saved(void *arg, size_t n_fenced, const size_t *fenced,
 
     if (err)
         log_error("positions not saved", "err=" LOG_Q, err->msg);
+    for (size_t i = 0; i < n_fenced; i++)
+        intake_fenced(s->intake->host, s->items[fenced[i]].p);
+    if (!err)
+        note_versions(s);
     for (size_t i = 0; i < s->n; i++) {
         s->items[i].p->busy--;
         if (s->is_alone)
@@ -212,8 +257,6 @@ static void on_saved(void *arg, size_t n_fenced, const size_t *fenced,
         if (!err)
             note_saved(s, &s->items[i]);
     }
-    for (size_t i = 0; i < n_fenced; i++)
-        intake_fenced(s->intake->host, s->items[fenced[i]].p);
     if (s->is_last)
         note_last(s->intake, s->items[0].p,
                   err); /* all are of that partition */

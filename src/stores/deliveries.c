@@ -78,15 +78,22 @@ static const char put_sql[] =
     " SELECT i - 1 FROM k JOIN held h USING (handler, source, part, epoch)"
     " WHERE NOT h.yes";
 
-/* Nothing when the same version ran here last. */
-static const char version_sql[] =
-    "WITH last AS (SELECT ctid, version FROM event_handler_versions"
-    " WHERE handler = $1 AND partition = $2 ORDER BY from_place DESC, at DESC"
-    " LIMIT 1), closed AS (UPDATE event_handler_versions v SET to_place ="
-    " $4::bigint FROM last WHERE v.ctid = last.ctid AND last.version <> $3)"
+/* Nothing when the same version ran here last. A position may have gone back;
+ * the history of versions does not. */
+static const char versions_sql[] =
+    "WITH k AS (SELECT k.handler, k.part, k.version, v.ctid AS last, v.version"
+    " AS was, greatest(k.place, v.from_place) AS place"
+    " FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[])"
+    " AS k(handler, part, version, place)"
+    " LEFT JOIN LATERAL (SELECT ctid, version, from_place"
+    " FROM event_handler_versions v WHERE v.handler = k.handler"
+    " AND v.partition = k.part ORDER BY from_place DESC, at DESC LIMIT 1) v"
+    " ON true),"
+    " closed AS (UPDATE event_handler_versions v SET to_place = k.place"
+    " FROM k WHERE v.ctid = k.last AND k.was <> k.version)"
     " INSERT INTO event_handler_versions (handler, partition, version,"
-    " from_place) SELECT $1, $2, $3, $4::bigint"
-    " WHERE NOT EXISTS (SELECT 1 FROM last WHERE version = $3)";
+    " from_place, at) SELECT handler, part, version, place, clock_timestamp()"
+    " FROM k WHERE was IS DISTINCT FROM version";
 
 static const char prune_sql[] =
     "WITH w AS (DELETE FROM event_inbox WHERE ctid = ANY (ARRAY(SELECT i.ctid"
@@ -214,24 +221,33 @@ void delivery_store_put(struct delivery_store *s,
     }
 }
 
-static void on_version(UNUSED void *arg, UNUSED const struct pg_result *res)
+static void on_versions(UNUSED void *arg, UNUSED const struct pg_result *res)
 {
 }
 
-void delivery_store_version(struct delivery_store *s, const char *handler,
-                            const char *partition, const char *version,
-                            int64_t from_place)
+void delivery_store_versions(struct delivery_store *s, size_t n,
+                             const struct version_row *rows)
 {
+    struct buf handlers = {0}, parts = {0}, versions = {0}, places = {0};
+    struct buf *columns[] = {&handlers, &parts, &versions, &places};
     struct try *q;
 
-    if (!s->pool)
+    if (!s->pool || n == 0)
         return;
-    q = try_new(&s->tries, "store handler version", version_sql);
-    try_text(q, handler);
-    try_text(q, partition);
-    try_text(q, version);
-    try_number(q, from_place);
-    try_send(q, on_version, s);
+    for (size_t i = 0; i < 4; i++)
+        array_begin(columns[i]);
+    for (size_t i = 0; i < n; i++) {
+        array_add(&handlers, rows[i].handler);
+        array_add(&parts, rows[i].partition);
+        array_add(&versions, rows[i].version);
+        array_add_number(&places, rows[i].from_place);
+    }
+    q = try_new(&s->tries, "store handler versions", versions_sql);
+    for (size_t i = 0; i < 4; i++) {
+        array_end(columns[i]);
+        try_buf(q, columns[i]);
+    }
+    try_send(q, on_versions, s);
 }
 
 static void prune(struct delivery_store *s);

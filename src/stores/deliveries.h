@@ -8,6 +8,7 @@
 #define MT_STORES_DELIVERIES_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 struct delivery_store;
@@ -36,10 +37,15 @@ void delivery_store_put(struct delivery_store *s,
                         const struct delivery_row *row,
                         delivery_stored_fn *done, void *arg);
 
-/* The version that runs from this place on. */
-void delivery_store_version(struct delivery_store *s, const char *handler,
-                            const char *partition, const char *version,
-                            int64_t from_place);
+struct version_row { /* borrowed during the call */
+    const char *handler, *partition, *version;
+    int64_t from_place;
+};
+
+/* The versions that ran from these places on; each handler and partition once.
+ * Those that ran there last are nothing new. */
+void delivery_store_versions(struct delivery_store *s, size_t n,
+                             const struct version_row *rows);
 
 /* Remove inbox rows older than `seconds` that no dead letter needs. */
 void delivery_store_prune(struct delivery_store *s, int64_t seconds);

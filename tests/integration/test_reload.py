@@ -430,3 +430,42 @@ def test_the_projects_own_handlers_can_be_edited_in_place(database, make_host, t
     host.wait(lambda: version_of(host, "audit")["version"] != before, 10, "the reload")
     database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": 1})
     wait_for(lambda: count(database, "event_audit_log") == 1, 10, "the audit row")
+
+
+def test_which_version_ran_where_is_written_down(database, make_host):
+    """Interfaces 4: event_handler_versions, precise to a commit interval; nothing where nothing ran."""
+    make_seen(database)
+    host = make_host(settings={"database": {"url": database.url}, "positions": {"interval": "100ms"}},
+                     handlers={"recorder": recorder()}).start()
+    key = "00000000-0000-4000-8000-000000000001"
+    shard = str(database.value("select moontide_shard(%s)", (key,)))
+
+    def versions():
+        return database.query("select partition, version, from_place, to_place"
+                              " from event_handler_versions where handler = 'recorder'"
+                              " order by from_place, at")
+
+    def publish(n):
+        id = database.publish("Changed", "Thing", key, {"n": n})
+        return database.value("select seq from domain_events where id::text = %s", (id,))
+
+    def version():
+        return host.ask("/v1/handlers/recorder").json()["version"]
+    first, one = publish(1), version()
+    host.wait(lambda: versions(), 20, "written down")
+    assert [row[:2] for row in versions()] == [(shard, one)]
+    assert versions()[0][2] <= first and versions()[0][3] is None
+
+    host.handler("recorder", recorder(version="2"))
+    host.wait(lambda: version() != one, 20, "the new version")
+    second, two = publish(2), version()
+    host.wait(lambda: len(versions()) == 2, 20, "written down")
+    old, new = versions()
+    assert (old[:2], new[:2]) == ((shard, one), (shard, two))
+    assert first < new[2] <= second and old[3] == new[2] and new[3] is None
+    assert host.stop() == 0
+    host.start()  # the same version: nothing new
+    third = publish(3)
+    host.wait(lambda: database.value("select max(seq) from event_handler_positions") > third, 20, "saved")
+    assert host.stop() == 0
+    assert len(versions()) == 2
