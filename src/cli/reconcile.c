@@ -1,4 +1,5 @@
-/* reconcile: does every event of the store stand where it should? */
+/* reconcile: does every event of the store and of the topics stand where it
+ * should? */
 #include "cli/cli.h"
 
 #include "base/mem.h"
@@ -12,13 +13,16 @@
 static void print_fault(void *arg, const json_t *fault)
 {
     const struct cli *c = arg;
+    const char *partition =
+        json_string_value(json_object_get(fault, "partition"));
     char *text;
 
     if (!c->json) {
-        printf("%s: event %s (%s) at %lld %s\n",
+        printf("%s: event %s (%s) at %s%s%lld %s\n",
                json_string_value(json_object_get(fault, "handler")),
                json_string_value(json_object_get(fault, "event")),
                json_string_value(json_object_get(fault, "type")),
+               partition ? partition : "", partition ? " " : "",
                (long long)json_integer_value(json_object_get(fault, "place")),
                json_string_value(json_object_get(fault, "why")));
         return;

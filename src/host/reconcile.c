@@ -1,55 +1,15 @@
-#include "host/reconcile.h"
+#include "host/reconcile_priv.h"
 
 #include "base/buf.h"
 #include "base/mem.h"
-#include "core/leases.h"
 #include "core/pattern.h"
-#include "core/ranges.h"
-#include "pg/pg_sync.h"
-#include "sources/outbox_sql.h"
+#include "kafka/pages.h"
 #include "stores/tries.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define PAGE 2000
-
-struct reconcile {
-    struct pg_sync *db;
-    struct outbox_sql sql;
-    bool has_outbox;
-    int64_t dedupe_ms;
-};
-
-/* Where every event below is settled, shard by shard. */
-struct stand {
-    struct {
-        bool is_known;
-        int64_t next;
-        struct ranges gaps;
-    } shards[SHARDS_MAX];
-    int topics;       /* partitions of topics */
-    int64_t given_up; /* places, of topics */
-};
-
-struct sums {
-    int64_t accepted, done, dead, skipped, parked, pending, by_position, before,
-        faults;
-};
-
-struct check {
-    struct reconcile *r;
-    const char *name;
-    const json_t *decl;
-    bool is_transactional;
-    struct stand stand;
-    struct sums sums;
-    int64_t first_trace; /* the lowest place of which something is known */
-    reconcile_fault_fn *fault;
-    void *arg;
-};
 
 /* What the tables say of the events $2 of handler $1: row i, done in the inbox,
  * state of the dead letter, outcome, parked. */
@@ -85,9 +45,9 @@ static const char stand_sql[] =
 
 /* --- open ------------------------------------------------------------------------ */
 
-static const struct pg_result *ask(struct reconcile *r, const char *sql, int n,
-                                   const struct pg_param *params,
-                                   struct err *err)
+const struct pg_result *reconcile_ask(struct reconcile *r, const char *sql,
+                                      int n, const struct pg_param *params,
+                                      struct err *err)
 {
     return pg_sync_exec(r->db, sql, n, params, err);
 }
@@ -113,7 +73,7 @@ static bool find_outbox(struct reconcile *r, const struct settings *s,
 {
     struct pg_param table = {.value = s->outbox_table};
     const struct pg_result *res =
-        ask(r, "SELECT to_regclass($1) IS NOT NULL", 1, &table, err);
+        reconcile_ask(r, "SELECT to_regclass($1) IS NOT NULL", 1, &table, err);
 
     if (!res)
         return false;
@@ -127,7 +87,7 @@ struct reconcile *reconcile_open(const struct settings *s, struct err *err)
 {
     struct reconcile *r = xcalloc(1, sizeof(*r));
 
-    r->dedupe_ms = s->dedupe_for;
+    r->settings = s;
     r->db = pg_sync_connect(s->database_url, err);
     if (r->db && begin(r, s, err) && find_outbox(r, s, err))
         return r;
@@ -139,6 +99,7 @@ void reconcile_close(struct reconcile *r)
 {
     if (!r)
         return;
+    kafka_pages_close(r->topics);
     outbox_sql_fini(&r->sql);
     pg_sync_close(r->db);
     free(r);
@@ -146,11 +107,11 @@ void reconcile_close(struct reconcile *r)
 
 json_t *reconcile_handlers(struct reconcile *r, struct err *err)
 {
-    const struct pg_result *res =
-        ask(r,
-            "SELECT DISTINCT handler_name FROM event_handler_positions"
-            " ORDER BY 1",
-            0, NULL, err);
+    const struct pg_result *res = reconcile_ask(
+        r,
+        "SELECT DISTINCT handler_name FROM event_handler_positions"
+        " ORDER BY 1",
+        0, NULL, err);
     json_t *names = res ? json_array() : NULL;
 
     for (int row = 0; res && row < pg_result_nrows(res); row++)
@@ -162,19 +123,12 @@ json_t *reconcile_handlers(struct reconcile *r, struct err *err)
 
 /* --- one event --------------------------------------------------------------------- */
 
-struct trace {
-    const char *id, *type;
-    int64_t place;
-    unsigned shard;
-    bool is_done, is_parked;
-    const char *letter, *outcome; /* "" when there is none */
-};
-
-static void fault(struct check *c, const struct trace *t, const char *why)
+void reconcile_fault(struct check *c, const struct trace *t, const char *why)
 {
-    json_t *json = json_pack("{s:s, s:s, s:s, s:I, s:s}", "handler", c->name,
-                             "event", t->id, "type", t->type, "place",
-                             (json_int_t)t->place, "why", why);
+    json_t *json =
+        json_pack("{s:s, s:s, s:s, s:s*, s:I, s:s}", "handler", c->name,
+                  "event", t->id, "type", t->type, "partition", t->partition,
+                  "place", (json_int_t)t->place, "why", why);
 
     c->sums.faults++;
     c->fault(c->arg, json);
@@ -187,14 +141,14 @@ static bool is_one_of(const char *text, const char *a, const char *b)
 }
 
 /* An event has one end: which? What has two does not fit. */
-static void count_end(struct check *c, const struct trace *t)
+void reconcile_count_end(struct check *c, const struct trace *t)
 {
     bool is_dead = is_one_of(t->letter, "dead", "redriving");
 
     if (is_dead && t->is_done)
-        fault(c, t, "is done, and a dead letter all the same");
+        reconcile_fault(c, t, "is done, and a dead letter all the same");
     else if (t->is_parked && t->is_done)
-        fault(c, t, "is done, and parked all the same");
+        reconcile_fault(c, t, "is done, and parked all the same");
     /* A skip of a transactional handler commits its inbox row, too. */
     if ((t->is_done || strcmp(t->letter, "redriven") == 0) &&
         strcmp(t->outcome, "skip") != 0)
@@ -207,7 +161,7 @@ static void count_end(struct check *c, const struct trace *t)
         c->sums.skipped++; /* discarded */
 }
 
-static bool has_end(const struct trace *t)
+bool reconcile_has_end(const struct trace *t)
 {
     return t->is_done || t->is_parked || *t->letter || *t->outcome;
 }
@@ -228,13 +182,13 @@ static void count_untraced(struct check *c, const struct trace *t)
         c->sums.before++;
         c->sums.accepted--;
     } else {
-        fault(c, t, "lies behind the position, and was not done");
+        reconcile_fault(c, t, "lies behind the position, and was not done");
     }
 }
 
 /* --- pages -------------------------------------------------------------------------- */
 
-static bool wants(const struct check *c, const char *type)
+bool reconcile_wants(const struct check *c, const char *type)
 {
     const json_t *list = json_object_get(c->decl, "subscribes");
     const char *patterns[256];
@@ -259,7 +213,7 @@ traces_of(struct check *c, const struct pg_result *page, struct err *err)
         array_add(&ids, pg_result_value(page, i, COLUMN_ID));
     array_end(&ids);
     params[1].value = buf_text(&ids);
-    res = ask(c->r, traces_sql, 2, params, err);
+    res = reconcile_ask(c->r, traces_sql, 2, params, err);
     buf_fini(&ids);
     return res;
 }
@@ -280,11 +234,11 @@ static void count_event(struct check *c, const struct pg_result *page,
         .is_parked = *pg_result_value(traces, row, 4) == 't',
     };
 
-    if (!wants(c, t.type))
+    if (!reconcile_wants(c, t.type))
         return;
     c->sums.accepted++;
-    if (has_end(&t))
-        count_end(c, &t);
+    if (reconcile_has_end(&t))
+        reconcile_count_end(c, &t);
     else
         count_untraced(c, &t);
 }
@@ -301,7 +255,7 @@ static bool read_page(struct check *c, int64_t *last, int *n, struct err *err)
     snprintf(to, sizeof(to), "%" PRId64, INT64_MAX);
     snprintf(most, sizeof(most), "%d", PAGE);
     outbox_shards_text(~(shard_set)0, shards);
-    page = ask(c->r, c->r->sql.fetch, 4, params, err);
+    page = reconcile_ask(c->r, c->r->sql.fetch, 4, params, err);
     if (!page)
         return false;
     *n = pg_result_nrows(page);
@@ -321,7 +275,7 @@ static bool read_page(struct check *c, int64_t *last, int *n, struct err *err)
 static bool read_stand(struct check *c, struct err *err)
 {
     struct pg_param name = {.value = c->name};
-    const struct pg_result *res = ask(c->r, stand_sql, 1, &name, err);
+    const struct pg_result *res = reconcile_ask(c->r, stand_sql, 1, &name, err);
     unsigned shard;
 
     for (int row = 0; res && row < pg_result_nrows(res); row++) {
@@ -360,8 +314,8 @@ static bool find_first_trace(struct check *c, struct err *err)
     const char *start = json_string_value(json_object_get(c->decl, "start"));
     const struct pg_result *res;
 
-    snprintf(dedupe, sizeof(dedupe), "%" PRId64, c->r->dedupe_ms);
-    res = ask(c->r, text, 2, params, err);
+    snprintf(dedupe, sizeof(dedupe), "%" PRId64, c->r->settings->dedupe_for);
+    res = reconcile_ask(c->r, text, 2, params, err);
     free(text);
     if (!res)
         return false;
@@ -377,7 +331,7 @@ static bool find_strangers(struct check *c, struct err *err)
 {
     char *sql = xasprintf(STRANGERS, c->r->sql.table, c->r->sql.table);
     struct pg_param name = {.value = c->name};
-    const struct pg_result *res = ask(c->r, sql, 1, &name, err);
+    const struct pg_result *res = reconcile_ask(c->r, sql, 1, &name, err);
     char why[120];
 
     for (int row = 0; res && row < pg_result_nrows(res); row++) {
@@ -389,7 +343,7 @@ static bool find_strangers(struct check *c, struct err *err)
 
         snprintf(why, sizeof(why), "%s is of an event that is not in the store",
                  pg_result_value(res, row, 0));
-        fault(c, &t, why);
+        reconcile_fault(c, &t, why);
     }
     free(sql);
     if (res)
@@ -419,11 +373,6 @@ static json_t *notes_of(const struct check *c)
             notes, json_string("without transaction = true there is no inbox "
                                "row: that an event was done is proven by the "
                                "position only"));
-    if (c->stand.topics > 0)
-        json_array_append_new(
-            notes, json_string("events of topics are not compared: of them "
-                               "only positions and what was given up are "
-                               "known here"));
     return notes;
 }
 
@@ -458,7 +407,8 @@ json_t *reconcile_handler(struct reconcile *r, const char *name,
     };
     json_t *sums = NULL;
 
-    if (read_stand(&c, err) && (!r->has_outbox || check_outbox(&c, err)))
+    if (read_stand(&c, err) && (!r->has_outbox || check_outbox(&c, err)) &&
+        reconcile_topics(&c, err))
         sums = sums_json(&c);
     for (unsigned i = 0; i < SHARDS_MAX; i++)
         ranges_fini(&c.stand.shards[i].gaps);

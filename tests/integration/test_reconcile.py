@@ -2,7 +2,8 @@
 
 import json
 
-from harness import merge
+from harness import envelope, merge
+from scenes import QUICK_GROUP
 
 KEY = "00000000-0000-4000-8000-000000000001"
 
@@ -101,3 +102,56 @@ def test_a_handler_without_a_file_cannot_be_checked(database, make_host):
                    " values ('nobody', 'outbox', '0', 1)")
     done = host.cli("reconcile", "-c", str(host.conf), check=False)
     assert done.returncode == 1 and "nobody: cannot be checked" in done.stderr
+
+
+def test_events_of_topics_are_held_against_the_tables(database, topics, make_host):
+    """M14 for Kafka: read without a group, over pages and partitions; records that nobody subscribes to or
+    can decode belong to no handler."""
+    topic, number = topics.create("events", 3), 4500
+    kinds = {7: "Bad", 8: "Odd", 9: "Other"}
+    topics.produce(topic, ((f"k{n % 50}", envelope(n, kinds.get(n, "Done"), id=f"e{n}"), None)
+                           for n in range(number)))
+    topics.produce(topic, [("k1", b"no event", None)])
+    host = make_host(settings=settings(
+        database, outbox={"enabled": "off"}, rdkafka=dict(QUICK_GROUP),
+        kafka={"brokers": topics.bootstrap, "topics": [topic], "group_id": topics.prefix}),
+        handlers={"exact": HANDLER % "transaction = true,", "plain": HANDLER % ""})
+    host.start()
+    host.wait(lambda: database.value("select coalesce(sum(seq), 0) from event_handler_positions")
+              == 2 * (number + 1), 90, "all is done and saved")
+    assert host.stop() == 0
+    groups = {group.id for group in topics.admin.list_groups()}
+    code, sums, faults = reconcile(host)
+    assert (code, faults) == (0, [])
+    assert {k: sums["exact"][k] for k in ("accepted", "done", "dead", "skipped", "parked", "pending",
+                                          "byPosition", "beforeStart", "topicPartitions")} == \
+        {"accepted": number - 1, "done": number - 3, "dead": 1, "skipped": 1, "parked": 0,
+         "pending": 0, "byPosition": 0, "beforeStart": 0, "topicPartitions": 3}
+    plain = sums["plain"]
+    assert (plain["accepted"], plain["byPosition"], plain["dead"]) == (number - 1, number - 3, 1)
+    # It joins no group.
+    assert {group.id for group in topics.admin.list_groups()} <= groups
+
+    # What is not read yet, what was given up, and what went missing.
+    topics.produce(topic, [("k1", envelope(9000, "Done", id="new"), None)])
+    database.query("delete from event_inbox where handler = 'exact' and event_id in ('e1000', 'e1001')")
+    where = {f["event"]: f for f in reconcile(host, "exact")[2]}
+    assert set(where) == {"e1000", "e1001"} and all("not done" in f["why"] for f in where.values())
+    gone = where["e1001"]
+    database.query("insert into event_given_up (handler, source, partition, source_id, first_place,"
+                   " last_place, reason, who) select handler_name, source, partition, source_id, %s, %s,"
+                   " 'a test', 'me' from event_handler_positions where handler_name = 'exact'"
+                   " and partition = %s", (gone["place"], gone["place"], gone["partition"]))
+    code, sums, faults = reconcile(host, "exact")
+    assert code == 1 and [f["event"] for f in faults] == ["e1000"]
+    assert (sums["exact"]["pending"], sums["exact"]["givenUp"]) == (1, 1)
+    text = host.cli("reconcile", "exact", "-c", str(host.conf), check=False).stdout
+    assert f"at {where['e1000']['partition']} {where['e1000']['place']} " in text
+
+
+def test_topics_that_cannot_be_read_are_no_reconciliation(database, make_host):
+    host = make_host(settings=settings(database), handlers={"exact": HANDLER % ""})
+    database.query("insert into event_handler_positions (handler_name, source, partition, source_id, seq)"
+                   " values ('exact', 'kafka', 'orders/0', 'a/b', 1)")
+    done = host.cli("reconcile", "-c", str(host.conf), check=False)
+    assert done.returncode == 1 and "names no broker" in done.stderr
