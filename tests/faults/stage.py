@@ -102,8 +102,10 @@ class Stage:
 
     @property
     def topic(self):
-        if not hasattr(self, "_topic"):
-            self._topic = self.topics.create("events", 8)
+        return getattr(self, "_topic", None) or self.make_topic()
+
+    def make_topic(self, **config):
+        self._topic = self.topics.create("events", 8, **config)
         return self._topic
 
     def own_folder(self):
