@@ -239,7 +239,8 @@ static void on_fatal(void *arg, const struct err *err)
 
     free(in->kafka_failed);
     in->kafka_failed = xasprintf(
-        "the Kafka consumer failed for good and is opened again: %s", err->msg);
+        "the Kafka consumer %sis opened again: %s",
+        err->kind == ERR_PERMANENT ? "failed for good and " : "", err->msg);
 }
 
 static bool start_kafka(struct intake *in, struct err *err)

@@ -4,6 +4,7 @@
  * until the owner has given the old parts back.
  */
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "kafka/consumer_priv.h"
@@ -12,7 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CHECK_S 5. /* between two looks at the topics' ids */
+#define TICK_S      0.1
+#define CHECK_TICKS 50     /* between two looks at the topics' ids */
+#define ASLEEP_US   300000 /* without a tick: the process was stopped */
 
 static const char component[] = "kafka";
 
@@ -109,13 +112,151 @@ static void announce(struct kafka_consumer *c)
                         c->nparts);
 }
 
+/* --- deleted and made anew ------------------------------------------------- */
+
+/* Is this topic another one than it was? One that is new is remembered. */
+static bool is_anew(struct kafka_consumer *c, const char *topic, const char *id)
+{
+    for (size_t i = 0; i < c->nknown; i++)
+        if (strcmp(c->known[i].topic, topic) == 0)
+            return strcmp(c->known[i].id, id) != 0;
+    c->known = xrealloc(c->known, (c->nknown + 1) * sizeof(*c->known));
+    c->known[c->nknown++] = (struct known){xstrdup(topic), xstrdup(id)};
+    return false;
+}
+
+/* The group hears nothing of it when it is quick, and librdkafka's cache keeps
+ * the old id: with offsets of the old log in the new one, or for ever without
+ * the topic. So the client is of no use any more. */
+static void say_outdated(struct kafka_consumer *c, const char *topic,
+                         const char *id)
+{
+    struct err err;
+
+    if (c->is_outdated)
+        return;
+    c->is_outdated = true;
+    log_error("topic was deleted and made anew: read from its start",
+              "topic=%s now=" LOG_Q, topic, id);
+    err_set(&err, ERR_RETRIABLE, "topic %s was deleted and made anew", topic);
+    c->ops->on_outdated(c->arg, &err);
+}
+
+/* A topic that is not there may come back as another one. */
+static void set_doubt(struct kafka_consumer *c, const char *topic, bool doubt)
+{
+    for (size_t i = 0; i < c->nparts; i++) {
+        struct part *part = c->parts[i];
+
+        if (strcmp(part->pub.topic, topic) != 0)
+            continue;
+        if (part->in_doubt && !doubt)
+            kafka_consumer_continue(c, &part->pub);
+        part->in_doubt = doubt;
+    }
+}
+
+static void on_ids_checked(void *arg, char *const *ids)
+{
+    struct kafka_consumer *c = arg;
+
+    for (size_t i = 0; i < c->nknown; i++) {
+        const struct known *known = &c->known[i];
+
+        if (ids[i] && is_anew(c, known->topic, ids[i]))
+            say_outdated(c, known->topic, ids[i]);
+        else
+            set_doubt(c, known->topic, !ids[i]);
+    }
+}
+
+/* Ask the brokers whether a topic was deleted and made anew. */
+static void check(struct kafka_consumer *c)
+{
+    const char **topics;
+
+    if ((c->membership != MEMBER_ASSIGNED && c->membership != MEMBER_NOTHING) ||
+        c->nknown == 0 || c->is_outdated)
+        return;
+    topics = xcalloc(c->nknown, sizeof(*topics));
+    for (size_t i = 0; i < c->nknown; i++)
+        topics[i] = c->known[i].topic;
+    kafka_lookup_ids(c->lookup, topics, c->nknown, false, on_ids_checked, c);
+    free(topics);
+}
+
+void assignment_doubt(struct kafka_consumer *c, struct part *part)
+{
+    if (part->in_doubt || *c->incarnation)
+        return;
+    part->in_doubt = true;
+    check(c);
+}
+
+void assignment_awake(struct kafka_consumer *c)
+{
+    int64_t now_us = clock_mono_us();
+
+    if (now_us - c->ticked_us < ASLEEP_US)
+        return;
+    c->ticked_us = now_us;
+    for (size_t i = 0; i < c->nparts; i++)
+        c->parts[i]->in_doubt = !*c->incarnation;
+    check(c);
+}
+
+static bool is_in_doubt(const struct kafka_consumer *c)
+{
+    for (size_t i = 0; i < c->nparts; i++)
+        if (c->parts[i]->in_doubt)
+            return true;
+    return false;
+}
+
+static void on_tick(UNUSED struct ev_loop *loop, ev_timer *timer,
+                    UNUSED int events)
+{
+    struct kafka_consumer *c = timer->data;
+
+    assignment_awake(c);
+    c->ticked_us = clock_mono_us();
+    if ((++c->ticks % CHECK_TICKS == 0 || is_in_doubt(c)) &&
+        !kafka_lookup_is_asking(c->lookup))
+        check(c);
+}
+
+void assignment_init(struct kafka_consumer *c)
+{
+    c->ticked_us = clock_mono_us();
+    ev_timer_init(&c->check, on_tick, TICK_S, TICK_S);
+    c->check.data = c;
+    ev_timer_start(c->loop, &c->check);
+}
+
+void assignment_fini(struct kafka_consumer *c)
+{
+    ev_timer_stop(c->loop, &c->check);
+    assignment_drop(c);
+    for (size_t i = 0; i < c->nknown; i++) {
+        free(c->known[i].topic);
+        free(c->known[i].id);
+    }
+    free(c->known);
+}
+
+/* --- which topics these are -------------------------------------------------- */
+
 static void on_ids(void *arg, char *const *ids)
 {
     struct kafka_consumer *c = arg;
 
-    for (size_t i = 0; i < c->nparts; i++)
+    for (size_t i = 0; i < c->nparts; i++) {
         c->parts[i]->pub.source_id = xstrdup(ids[i]);
-    announce(c);
+        if (is_anew(c, c->parts[i]->pub.topic, ids[i]))
+            say_outdated(c, c->parts[i]->pub.topic, ids[i]);
+    }
+    if (!c->is_outdated)
+        announce(c);
 }
 
 /* The embedded broker knows no topic ids; its incarnation is as good. */
@@ -127,13 +268,13 @@ static void name_embedded(struct kafka_consumer *c)
     announce(c);
 }
 
-static void ask_ids(struct kafka_consumer *c, kafka_ids_fn *fn)
+static void ask_ids(struct kafka_consumer *c)
 {
     const char **topics = xcalloc(c->nparts + 1, sizeof(*topics));
 
     for (size_t i = 0; i < c->nparts; i++)
         topics[i] = c->parts[i]->pub.topic;
-    kafka_lookup_ids(c->lookup, topics, c->nparts, fn, c);
+    kafka_lookup_ids(c->lookup, topics, c->nparts, true, on_ids, c);
     free(topics);
 }
 
@@ -142,64 +283,7 @@ static void name_parts(struct kafka_consumer *c)
     if (*c->incarnation || c->nparts == 0)
         name_embedded(c);
     else
-        ask_ids(c, on_ids);
-}
-
-/* --- deleted and made anew ------------------------------------------------- */
-
-/* The group hears nothing of it when it is quick, and the brokers would go on
- * with the old offset in the new log. So all parts are given back and offered
- * again, by their new ids. */
-static void offer_again(struct kafka_consumer *c)
-{
-    int64_t *offsets = xcalloc(c->nparts + 1, sizeof(*offsets));
-
-    drop_offer(c);
-    c->offered = kafka_part_list((struct kafka_part **)(void *)c->parts,
-                                 offsets, c->nparts);
-    c->revoke = true;
-    free(offsets);
-    assignment_serve(c);
-}
-
-static void on_ids_checked(void *arg, char *const *ids)
-{
-    struct kafka_consumer *c = arg;
-    bool is_other = false;
-
-    if (c->membership != MEMBER_ASSIGNED || c->revoke)
-        return;
-    for (size_t i = 0; i < c->nparts; i++) {
-        const struct kafka_part *part = &c->parts[i]->pub;
-
-        if (strcmp(part->source_id, ids[i]) == 0)
-            continue;
-        is_other = true;
-        log_error("topic was deleted and made anew: read from its start",
-                  "topic=%s partition=%d was=" LOG_Q " now=" LOG_Q, part->topic,
-                  part->partition, part->source_id, ids[i]);
-    }
-    if (is_other)
-        offer_again(c);
-}
-
-void assignment_check(struct kafka_consumer *c)
-{
-    if (c->membership == MEMBER_ASSIGNED && c->nparts > 0 && !*c->incarnation)
-        ask_ids(c, on_ids_checked);
-}
-
-static void on_check(UNUSED struct ev_loop *loop, ev_timer *timer,
-                     UNUSED int events)
-{
-    assignment_check(timer->data);
-}
-
-void assignment_init(struct kafka_consumer *c)
-{
-    ev_timer_init(&c->check, on_check, CHECK_S, CHECK_S);
-    c->check.data = c;
-    ev_timer_start(c->loop, &c->check);
+        ask_ids(c);
 }
 
 /* --- offers and what becomes of them --------------------------------------- */

@@ -190,8 +190,7 @@ void kafka_consumer_free(struct kafka_consumer *c)
         return;
     c->closing = true;
     fetch_stop(c);
-    ev_timer_stop(c->loop, &c->check);
-    assignment_drop(c);
+    assignment_fini(c);
     if (c->client.rk) {
         bool has_left = kafka_client_leave(c->client.rk);
 

@@ -71,6 +71,10 @@ struct kafka_consumer_ops {
     /* The client is of no use any more (another member with our instance id,
      * say): stop, free and open it again. Not to be freed from within. */
     void (*on_fatal)(void *arg, const struct err *err);
+    /* A topic was deleted and made anew. librdkafka would go on at the old
+     * offset, or never see the new one: as after on_fatal, but what was read
+     * may be drained before. Once. */
+    void (*on_outdated)(void *arg, const struct err *err);
     /* The result of a commit; `err` NULL when it was stored. */
     void (*on_committed)(void *arg, const struct err *err);
 };

@@ -22,6 +22,7 @@ struct part {
     struct kafka_part pub; /* first: a kafka_part is a part */
     bool full;             /* its last record was refused */
     bool paused;           /* in librdkafka */
+    bool in_doubt;         /* its topic may be another one: nothing is taken */
     int64_t end;           /* it ended here and nothing came since, or -1 */
 };
 
@@ -33,6 +34,11 @@ struct slot {
 struct kept {
     rd_kafka_message_t *message;
     struct part *part;
+};
+
+/* A topic that was ours, by the id that it had then. */
+struct known {
+    char *topic, *id;
 };
 
 struct kafka_consumer {
@@ -63,6 +69,11 @@ struct kafka_consumer {
     bool revoke, lost;
     bool closing;
     ev_timer check; /* are these the same topics still? */
+    struct known *known;
+    size_t nknown;
+    bool is_outdated; /* one is not: said once */
+    unsigned ticks;
+    int64_t ticked_us;
 };
 
 static inline struct part *part_of(struct kafka_part *pub)
@@ -78,8 +89,12 @@ kafka_part_list(struct kafka_part *const *parts, const int64_t *offsets,
 /* assignment.c */
 
 void assignment_init(struct kafka_consumer *c);
-/* Ask the brokers whether a topic was deleted and made anew. */
-void assignment_check(struct kafka_consumer *c);
+void assignment_fini(struct kafka_consumer *c);
+/* This part's topic may have been deleted and made anew: nothing of it is taken
+ * until the brokers have said that it is the same. */
+void assignment_doubt(struct kafka_consumer *c, struct part *part);
+/* Before records are read: was the whole process stopped for a while? */
+void assignment_awake(struct kafka_consumer *c);
 /* librdkafka's rebalance callback: only notes what happened. */
 void assignment_noted(rd_kafka_t *rk, rd_kafka_resp_err_t code,
                       rd_kafka_topic_partition_list_t *parts, void *opaque);

@@ -94,7 +94,7 @@ static bool offer(struct kafka_consumer *c, struct part *part,
         .is_padded = is_padded(m, next),
     };
 
-    part->full = !c->ops->on_record(c->arg, &record);
+    part->full = part->in_doubt || !c->ops->on_record(c->arg, &record);
     if (!part->full && record.message)
         rd_kafka_message_destroy(m);
     return !part->full;
@@ -109,7 +109,7 @@ static void on_record_error(struct kafka_consumer *c,
     if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF) {
         if (part)
             part->end = m->offset;
-        if (part && !part->full)
+        if (part && !part->full && !part->in_doubt)
             c->ops->on_end(c->arg, &part->pub, m->offset);
         return;
     }
@@ -119,6 +119,7 @@ static void on_record_error(struct kafka_consumer *c,
         return;
     }
     switch ((int)m->err) {
+    case RD_KAFKA_RESP_ERR__FATAL: kafka_client_died(&c->client); break;
     case RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET:
     case RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE:
     case RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION:
@@ -127,11 +128,10 @@ static void on_record_error(struct kafka_consumer *c,
         if (part) {
             err_wrap(&err, "at offset %lld", (long long)m->offset);
             c->ops->on_part_error(c->arg, &part->pub, m->offset, false, &err);
-            assignment_check(c); /* is it the same topic still? */
+            assignment_doubt(c, part);
             break;
         }
         /* fall through */
-    case RD_KAFKA_RESP_ERR__FATAL: kafka_client_died(&c->client); break;
     default:
         log_warn("consumer error", "topic=%s code=%s err=" LOG_Q,
                  m->rkt ? rd_kafka_topic_name(m->rkt) : "", err.code, err.msg);
@@ -258,6 +258,7 @@ static void read_queue(struct kafka_consumer *c)
     ssize_t n = 0;
     size_t room;
 
+    assignment_awake(c);
     if (c->stashed && room_for(c) > 0) {
         offer_stash(c);
         resume_parts(c);

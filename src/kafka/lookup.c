@@ -21,6 +21,7 @@ struct kafka_lookup {
 
     char **topics; /* names of the open question, or NULL */
     size_t ntopics;
+    bool until_all;
     kafka_ids_fn *ids_fn;
     void *ids_arg;
     uintptr_t ids_asked;
@@ -164,25 +165,27 @@ static void answer_ids(struct kafka_lookup *l, rd_kafka_event_t *event)
             rd_kafka_event_DescribeTopics_result(event), &n);
     char *cluster = rd_kafka_clusterid(l->rk, 0);
     char **ids = xcalloc(l->ntopics, sizeof(*ids));
-    size_t known = 0;
+    size_t ntopics = l->ntopics;
+    const char *missing = NULL;
 
-    while (cluster && known < l->ntopics) {
+    for (size_t i = 0; i < ntopics; i++) {
         const rd_kafka_TopicDescription_t *topic =
-            named(found, n, l->topics[known]);
+            named(found, n, l->topics[i]);
 
-        if (!topic)
-            break;
-        ids[known++] = id_text(cluster, topic);
+        if (cluster && topic)
+            ids[i] = id_text(cluster, topic);
+        else
+            missing = l->topics[i];
     }
-    if (known == l->ntopics) {
+    if (!missing || (cluster && !l->until_all)) {
         kafka_ids_fn *fn = l->ids_fn;
 
         forget_ids(l);
         fn(l->ids_arg, ids);
     } else {
-        again(l, "topic id", l->topics[known]);
+        again(l, "topic id", missing);
     }
-    for (size_t i = 0; i < known; i++)
+    for (size_t i = 0; i < ntopics; i++)
         free(ids[i]);
     free(ids);
     if (cluster)
@@ -258,9 +261,10 @@ static void on_ready(void *arg)
 }
 
 void kafka_lookup_ids(struct kafka_lookup *l, const char *const *topics,
-                      size_t n, kafka_ids_fn *fn, void *arg)
+                      size_t n, bool until_all, kafka_ids_fn *fn, void *arg)
 {
     forget_ids(l);
+    l->until_all = until_all;
     l->topics = xcalloc(n, sizeof(*l->topics));
     l->ntopics = n;
     for (size_t i = 0; i < n; i++)
@@ -268,6 +272,11 @@ void kafka_lookup_ids(struct kafka_lookup *l, const char *const *topics,
     l->ids_fn = fn;
     l->ids_arg = arg;
     ask_ids(l);
+}
+
+bool kafka_lookup_is_asking(const struct kafka_lookup *l)
+{
+    return l->topics;
 }
 
 void kafka_lookup_bounds(struct kafka_lookup *l,

@@ -10,7 +10,8 @@
 
 struct kafka_lookup;
 
-/* `ids[i]` belongs to `topics[i]`: cluster id, "/", topic id. Borrowed. */
+/* `ids[i]` belongs to `topics[i]`: cluster id, "/", topic id; NULL: it is not
+ * there. Borrowed. */
 typedef void kafka_ids_fn(void *arg, char *const *ids);
 
 /* `offsets[i]` belongs to element i of the list that was asked. */
@@ -19,8 +20,12 @@ typedef void kafka_bounds_fn(void *arg, const int64_t *offsets, size_t n);
 struct kafka_lookup *kafka_lookup_new(struct ev_loop *loop, rd_kafka_t *rk);
 void kafka_lookup_free(struct kafka_lookup *l);
 
+/* `until_all`: asks again until all of them are there. */
 void kafka_lookup_ids(struct kafka_lookup *l, const char *const *topics,
-                      size_t n, kafka_ids_fn *fn, void *arg);
+                      size_t n, bool until_all, kafka_ids_fn *fn, void *arg);
+
+/* Is there a question about ids that is not answered yet? */
+bool kafka_lookup_is_asking(const struct kafka_lookup *l);
 
 /* Takes `list`: each element's offset is RD_KAFKA_OFFSET_SPEC_EARLIEST or
  * RD_KAFKA_OFFSET_SPEC_LATEST. */

@@ -198,6 +198,14 @@ static void on_fatal(void *arg, const struct err *err)
         s->on_fatal(s->arg, err);
 }
 
+static void on_outdated(void *arg, const struct err *err)
+{
+    struct kafka_source *s = arg;
+
+    if (s->on_fatal)
+        s->on_fatal(s->arg, err);
+}
+
 /* --- assignment -------------------------------------------------------------- */
 
 static const struct source_ops ops;
@@ -687,6 +695,7 @@ static const struct kafka_consumer_ops consumer_ops = {
     .on_end = on_end,
     .on_part_error = on_part_error,
     .on_fatal = on_fatal,
+    .on_outdated = on_outdated,
     .on_committed = on_committed,
 };
 

@@ -160,11 +160,8 @@ def test_B4_a_topic_made_again_meanwhile_is_read_from_its_start(stage):
     assert host.stop() == 0
 
 
-@pytest.mark.xfail(strict=False, reason="depends on what the host gets to see of it: read on at the old"
-                   " place without a word (a longer topic), or left without partitions and called ready;"
-                   " only the stop at an offset out of range is as it should be")
 def test_B4_a_topic_made_again_under_a_running_host_is_never_a_silent_jump(stage):
-    """Read from its start, or stopped with a reason; then a restart reads it."""
+    """It is known by its id, and read from its start: nothing at the old place."""
     host = stage.host(stage.on_kafka()).start()
     stage.produce("kafka", count=500)
     stage.drain(host)
@@ -172,15 +169,11 @@ def test_B4_a_topic_made_again_under_a_running_host_is_never_a_silent_jump(stage
     host.process.send_signal(signal.SIGSTOP)
     try:
         make_again(stage, stage.rng.choice((100, 1500)))
+        stage.hold(0.5)
     finally:
         host.process.send_signal(signal.SIGCONT)
-    host.wait(lambda: stage.ended("tx", "seen") or host.log_lines("partition stopped"), 15,
-              "all of it, or an alarm")
-    if not stage.ended("tx", "seen"):
-        host.wait(lambda: host.ask("/readyz").status == 503, 10, "not ready")
-    host.stop()
-    host.start()
     stage.drain(host)
+    assert host.log_lines("topic was deleted and made anew: read from its start")
     stage.check_both(stage.journal.count())
     assert host.stop() == 0
 
@@ -211,7 +204,7 @@ def test_B5_what_was_to_be_read_is_gone(stage):
     for partition in ends:
         host.cli("sources", "move", f"{stage.topic}/{partition}", "--to", "earliest",
                  "--reason", "retention was faster", "--url", host.url)
-    host.wait(lambda: stage.count_of("tx") == before / 2 + 5 * PARTITIONS, 30, "goes on")
+    host.wait(lambda: stage.count_of("tx") == before + 5 * PARTITIONS, 30, "goes on")
 
 
 class Guest(threading.Thread):
