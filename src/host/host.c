@@ -424,7 +424,9 @@ struct waiting {
 static const char newest_tables_sql[] =
     "SELECT nullif(to_regclass('event_parked') IS NOT NULL"
     " AND to_regclass('event_dead_letter_edits') IS NOT NULL"
-    " AND to_regclass('event_source_trouble') IS NOT NULL, false)";
+    " AND to_regclass('event_source_trouble') IS NOT NULL"
+    " AND EXISTS (SELECT FROM pg_attribute WHERE attname = 'process'"
+    "  AND attrelid = to_regclass('event_hosts')), false)";
 
 static void on_tables(void *arg, const struct pg_result *res,
                       const struct err *err)

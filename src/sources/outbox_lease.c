@@ -10,11 +10,16 @@
  * All of it goes through one connection of its own, a statement a transaction,
  * so it works through a transaction pooler; and no statement waits for a lock:
  * a shard that somebody still commits for is taken at the next beat.
+ *
+ * A host that was killed is missed at once where it can be seen that it is dead:
+ * on its own machine. There its leases are ended by who sees it first, which is
+ * most often its successor.
  */
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/process.h"
 #include "sources/outbox_priv.h"
 
 #include <inttypes.h>
@@ -33,7 +38,7 @@ struct outbox_lease {
     struct outbox_source *source;
     struct pg_pool *pool;
     struct leases leases;
-    char *node, *lease_ms;
+    char *node, *process, *lease_ms;
     bool is_begun, is_failing;
     bool is_leaving, says_so, has_said_so; /* to the other hosts, in a beat */
     bool is_asking;    /* a beat, or what follows it, is under way */
@@ -56,15 +61,17 @@ enum beat_column {
     BEAT_NODE,  /* or owner */
     BEAT_STATE, /* host: ms left; shard: free, renewed or held */
     BEAT_OTHER, /* the outbox of a host that reads another one */
+    BEAT_PROCESS,
 };
 
-/* $1 node, $2 outbox, $3 lease in ms, $4 shards, $5 their epochs, $6 leaving */
+/* $1 node, $2 outbox, $3 lease in ms, $4 shards, $5 their epochs, $6 leaving,
+ * $7 process */
 static const char beat_sql[] =
     "WITH this AS (SELECT coalesce((SELECT n.nspname || '.' || c.relname"
     "  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
     "  WHERE c.oid = to_regclass($2)), $2) AS outbox),"
-    " me AS (INSERT INTO event_hosts AS h (node, outbox, expires_at)"
-    " SELECT $1, outbox, clock_timestamp() + $3::bigint * interval '1 ms'"
+    " me AS (INSERT INTO event_hosts AS h (node, outbox, expires_at, process)"
+    " SELECT $1, outbox, clock_timestamp() + $3::bigint * interval '1 ms', $7"
     " FROM this WHERE NOT $6::boolean ON CONFLICT (node) DO UPDATE SET"
     " expires_at = excluded.expires_at, outbox = excluded.outbox),"
     " gone AS (DELETE FROM event_hosts WHERE node = $1 AND $6::boolean"
@@ -74,16 +81,17 @@ static const char beat_sql[] =
     " FROM unnest($4::int[], $5::bigint[]) k(shard, epoch)"
     " WHERE s.shard = k.shard AND s.epoch = k.epoch AND s.owner = $1"
     " AND s.timeline = moontide_timeline() RETURNING s.shard)"
-    " SELECT NULL::int, node, ms::text, other FROM ("
+    " SELECT NULL::int, node, ms::text, other, process FROM ("
     "  SELECT node, nullif(outbox, (SELECT outbox FROM this)) AS other, "
     "(extract(epoch FROM expires_at"
-    "   - clock_timestamp()) * 1000)::bigint AS ms FROM event_hosts"
+    "   - clock_timestamp()) * 1000)::bigint AS ms, process FROM event_hosts"
     "  WHERE expires_at > clock_timestamp() AND node <> $1"
-    "  UNION ALL SELECT $1, NULL, $3::bigint WHERE NOT $6::boolean) alive"
+    "  UNION ALL SELECT $1, NULL, $3::bigint, '' WHERE NOT $6::boolean) alive"
     " UNION ALL SELECT shard, owner,"
     " CASE WHEN shard IN (SELECT shard FROM mine) THEN 'renewed'"
     "  WHEN owner IN ('', $1) OR expires_at <= clock_timestamp() THEN 'free'"
-    "  ELSE 'held' END, NULL FROM event_shards ORDER BY 1 NULLS FIRST, 2";
+    "  ELSE 'held' END, NULL, NULL FROM event_shards"
+    " ORDER BY 1 NULLS FIRST, 2";
 
 /* $1 node, $2 shards, $3 lease in ms. A row that is locked has a commit of its
  * former owner under way. */
@@ -102,6 +110,15 @@ static const char give_sql[] =
     "UPDATE event_shards s SET owner = '', expires_at = '-infinity'"
     " FROM unnest($2::int[], $3::bigint[]) k(shard, epoch)"
     " WHERE s.shard = k.shard AND s.epoch = k.epoch AND s.owner = $1";
+
+/* $1 nodes, $2 their processes. What its workers still commit is fenced by the
+ * next owner, as after a lease that has ended by itself. */
+static const char bury_sql[] =
+    "WITH dead AS (DELETE FROM event_hosts h"
+    " USING unnest($1::text[], $2::text[]) d(node, process)"
+    " WHERE h.node = d.node AND h.process = d.process RETURNING h.node)"
+    " UPDATE event_shards s SET expires_at = '-infinity'"
+    " FROM dead WHERE s.owner = dead.node";
 
 /* $1 nodes. Sessions of workers whose host lost its lease: what they have not
  * committed they could not commit any more, but its locks are in our way. */
@@ -332,6 +349,7 @@ struct beat {
     unsigned shards;
     json_t *hosts;
     char *refused;
+    struct buf dead, processes; /* of hosts that died on this machine */
 };
 
 /* Said once. Who holds shards already keeps them. */
@@ -342,6 +360,20 @@ static void refuse(struct outbox_lease *l, struct beat *b, char *why)
     if (!l->refused || strcmp(l->refused, why) != 0)
         log_error("no shards can be taken", "table=%s why=" LOG_Q,
                   l->source->table, why);
+}
+
+static void add_element(struct buf *array, const char *text)
+{
+    buf_add_char(array, array->len ? ',' : '{');
+    buf_add_json(array, slice_of(text)); /* quoted alike */
+}
+
+static void add_dead(struct beat *b, const char *node, const char *process)
+{
+    log_warn("a host has died on this machine: its shards are free", "node=%s",
+             node);
+    add_element(&b->dead, node);
+    add_element(&b->processes, process);
 }
 
 static void add_host(struct outbox_lease *l, struct beat *b, const char *node,
@@ -404,7 +436,9 @@ static void read_beat(struct outbox_lease *l, const struct pg_result *res,
         const char *node = pg_result_value(res, row, BEAT_NODE);
         const char *state = pg_result_value(res, row, BEAT_STATE);
 
-        if (pg_result_is_null(res, row, BEAT_SHARD))
+        if (process_has_ended(pg_result_value(res, row, BEAT_PROCESS)))
+            add_dead(b, node, pg_result_value(res, row, BEAT_PROCESS));
+        else if (pg_result_is_null(res, row, BEAT_SHARD))
             add_host(l, b, node, strtoll(state, NULL, 10),
                      pg_result_value(res, row, BEAT_OTHER));
         else
@@ -451,6 +485,27 @@ static void balance(struct outbox_lease *l, const struct beat *b)
     }
 }
 
+static void on_buried(void *arg, UNUSED const struct pg_result *res,
+                      const struct err *err)
+{
+    struct outbox_lease *l = arg;
+
+    if (err)
+        on_failure(l, "bury", err);
+    else
+        ask_again(l, 0);
+}
+
+static void bury(struct outbox_lease *l, struct beat *b)
+{
+    buf_add_char(&b->dead, '}');
+    buf_add_char(&b->processes, '}');
+    pg_pool_query(l->pool, bury_sql, 2,
+                  (struct pg_param[]){{.value = buf_text(&b->dead)},
+                                      {.value = buf_text(&b->processes)}},
+                  on_buried, l);
+}
+
 static void on_beat(void *arg, const struct pg_result *res,
                     const struct err *err)
 {
@@ -469,7 +524,12 @@ static void on_beat(void *arg, const struct pg_result *res,
     l->leases.n = b.shards;
     close_lost(l, leases_renew(&l->leases, l->asked, b.renewed, l->sent_us),
                "another host has taken them over");
-    balance(l, &b);
+    if (b.dead.len > 0)
+        bury(l, &b);
+    else
+        balance(l, &b);
+    buf_fini(&b.dead);
+    buf_fini(&b.processes);
 }
 
 static void beat(struct outbox_lease *l)
@@ -482,13 +542,14 @@ static void beat(struct outbox_lease *l)
     l->sent_us = clock_mono_us();
     shards = numbers(&l->leases, l->asked, false);
     epochs = numbers(&l->leases, l->asked, true);
-    pg_pool_query(l->pool, beat_sql, 6,
+    pg_pool_query(l->pool, beat_sql, 7,
                   (struct pg_param[]){{.value = l->node},
                                       {.value = l->source->sql.table},
                                       {.value = l->lease_ms},
                                       {.value = shards},
                                       {.value = epochs},
-                                      {.value = l->says_so ? "t" : "f"}},
+                                      {.value = l->says_so ? "t" : "f"},
+                                      {.value = l->process}},
                   on_beat, l);
     free(shards);
     free(epochs);
@@ -562,6 +623,7 @@ struct outbox_lease *outbox_lease_new(struct outbox_source *s,
 
     l->source = s;
     l->node = xstrdup(opts->node);
+    l->process = process_self();
     l->lease_ms = xasprintf("%" PRId64, opts->lease_ms);
     l->leases.lease_us = opts->lease_ms * 1000;
     l->hosts = json_array();
@@ -595,6 +657,7 @@ void outbox_lease_free(struct outbox_lease *l)
     free(l->refused);
     free(l->lease_ms);
     free(l->node);
+    free(l->process);
     free(l);
 }
 

@@ -476,3 +476,62 @@ def test_two_outboxes_do_not_share_the_shards_of_one_schema(database, make_host)
     second.stop()
     second.start()
     second.wait(lambda: shards(second) == SHARDS, 20, "it is alone")
+
+
+def test_a_killed_hosts_successor_on_its_machine_does_not_wait_for_its_lease(database, make_host):
+    """kill -9 and a start again: whoever can see that the owner is dead ends its lease at once."""
+    make_seen(database)
+    settings = on_outbox(database, lease="60s")
+    before = make_host(settings=settings, handlers={"recorder": recorder()}).start()
+    wait_shares(before, shares=[SHARDS])
+    killed = node(before)
+    before.kill()
+    ids = {database.publish("Changed", "Thing", f"00000000-0000-4000-8000-{n:012d}", {"n": 0})
+           for n in range(100)}
+    after = make_host(settings=settings, handlers={"recorder": recorder()})
+    begun = time.monotonic()
+    after.start()
+    wait_count(after, database, len(ids), timeout=30 * SLOWER)
+    took = time.monotonic() - begun
+    assert took < 10 * SLOWER, f"{took:.1f} s"
+    assert [line["node"] for line in
+            after.log_lines("a host has died on this machine: its shards are free")] == [killed]
+    assert {id for id, in database.query("select event_id from seen")} == ids
+    assert database.query("select node from event_hosts") == [(node(after),)]
+    assert after.stop() == 0
+
+
+def test_a_stopped_host_on_the_same_machine_keeps_its_lease(database, make_host):
+    """It may wake up: until its time is over nobody robs it, though it answers nothing."""
+    make_seen(database)
+    settings = on_outbox(database, lease="6s")
+    first = make_host(settings=settings, handlers={"recorder": recorder()}).start()
+    wait_shares(first, shares=[SHARDS])
+    with frozen(first):
+        second = make_host(settings=settings, handlers={"recorder": recorder()}).start()
+        second.wait(lambda: shards(second) > 0, 30 * SLOWER, "shards of the one that is stopped")
+        # As the database's clock saw it: taken after the last renewal had ended.
+        assert database.value("""
+            select min(s.since) >= max(h.expires_at) from event_shards s, event_hosts h
+            where s.owner = %s and h.node <> %s""", (node(second), node(second)))
+        assert not second.log_lines("a host has died on this machine: its shards are free")
+    wait_shares(first, second, shares=[32, 32])
+    assert first.stop() == 0 and second.stop() == 0
+
+
+def test_a_dead_host_of_another_machine_is_waited_for(database, make_host):
+    """The same pid means nothing there: a process is known by its boot and its PID namespace."""
+    make_seen(database)
+    settings = on_outbox(database, lease="6s")
+    before = make_host(settings=settings, handlers={"recorder": recorder()}).start()
+    wait_shares(before, shares=[SHARDS])
+    before.kill()
+    boot, rest = database.value("select process from event_hosts").split(" ", 1)
+    database.query("update event_hosts set process = %s",
+                   (f"{boot[::-1] if boot != boot[::-1] else 'x'} {rest}",))
+    ends = database.value("select max(expires_at) from event_shards")
+    after = make_host(settings=settings, handlers={"recorder": recorder()}).start()
+    wait_shares(after, shares=[SHARDS], timeout=30)
+    assert not after.log_lines("a host has died on this machine: its shards are free")
+    assert database.value("select min(since) from event_shards") >= ends
+    assert after.stop() == 0
