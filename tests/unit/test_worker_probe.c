@@ -206,7 +206,7 @@ static const struct {
     {"return {\n " OK_PARTS ",\n replayable = true,\n}", "{}",
      "handlers/h.lua:3: replayable: is not supported by this version"},
     {"return {\n " OK_PARTS ",\n transaction = 'yes',\n}", "{}",
-     "transaction: true or false expected"},
+     "transaction: true, false or \"kafka\" expected"},
     {"return {\n " OK_PARTS ",\n start = 'tomorrow',\n}", "{}", "start: "},
     {"return {\n " OK_PARTS ",\n batch = { max = 5 },\n}", "{}",
      "batch: needs handle_batch"},
