@@ -9,6 +9,7 @@
 #include "stores/positions.h"
 
 #include "base/clock.h"
+#include "base/digest.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "pg/pg.h"
@@ -136,13 +137,21 @@ static void take_row(const struct request *r, const struct pg_result *res,
                   pg_result_value(res, row, 3));
 }
 
+/* Of a row that is not there yet. Drawn, so that a host that was frozen before it
+ * could make the row does not hold the token of who made it instead; small
+ * enough to be a number in Lua. */
+static int64_t first_epoch(void)
+{
+    return 1 + (int64_t)(random_u64() >> 24);
+}
+
 static void on_taken(void *arg, const struct pg_result *res)
 {
     struct request *r = arg;
     struct position_found *found = xcalloc(r->n + 1, sizeof(*found));
 
     for (size_t i = 0; i < r->n; i++)
-        found[i].epoch = 1;
+        found[i].epoch = first_epoch();
     for (int row = 0; row < pg_result_nrows(res); row++)
         take_row(r, res, row, found);
     r->taken(r->arg, r->n, found);

@@ -298,3 +298,23 @@ def test_a_host_that_was_fenced_says_so_and_comes_back(database, topics, make_ho
     assert numbers(database) == list(range(10))
     first.wait(lambda: first.ask("/readyz").json()["reasons"] == [], 30, "ready again")
     assert first.stop() == 0
+
+
+def test_hosts_that_find_no_position_do_not_hold_the_same_token(database, topics, make_host):
+    """One that was frozen before it could store its first row is fenced by whoever stored it
+    instead: the first token is drawn, and taking the partition raises it."""
+    make_seen(database)
+    topic = topics.create("events", 4)
+    epochs = "select partition, epoch from event_handler_positions where source = 'kafka'"
+    host = make_host(settings=settings_for(topics, database, topic),
+                     handlers={"recorder": recorder()}).start()
+    topics.produce(topic, records(0, 10))
+    wait_count(host, database, 10)
+    first = dict(database.query(epochs))
+    assert len(first) == len(set(first.values())) == 4
+    assert host.stop() == 0
+    host.start()
+    topics.produce(topic, records(10, 20))
+    wait_count(host, database, 20)
+    assert dict(database.query(epochs)) == {part: epoch + 1 for part, epoch in first.items()}
+    assert host.stop() == 0

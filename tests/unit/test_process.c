@@ -124,7 +124,7 @@ static void what_makes_no_sense_has_not_ended(void **state)
     assert_false(process_has_ended("1 2"));
     for (char *at = self; words < 3; at++)
         if (*at == ' ' && ++words == 3)
-            strcpy(at + 1, "-1 x");
+            memcpy(at + 1, "-1 x", 5);
     assert_false(process_has_ended(self));
     free(self);
 }
