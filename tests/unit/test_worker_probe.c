@@ -207,6 +207,8 @@ static const struct {
      "handlers/h.lua:3: replayable: is not supported by this version"},
     {"return {\n " OK_PARTS ",\n transaction = 'yes',\n}", "{}",
      "transaction: true, false or \"kafka\" expected"},
+    {"return {\n " OK_PARTS ",\n allow = { kafka = { 'a b' } },\n}", "{}",
+     "allow.kafka: \"a b\" is no name of a topic"},
     {"return {\n " OK_PARTS ",\n start = 'tomorrow',\n}", "{}", "start: "},
     {"return {\n " OK_PARTS ",\n batch = { max = 5 },\n}", "{}",
      "batch: needs handle_batch"},
