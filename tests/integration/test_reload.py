@@ -310,11 +310,14 @@ def test_now_is_now_for_a_handler_that_comes_while_a_partition_opens(database, m
         database.publish("Changed", "Thing", "00000000-0000-4000-8000-000000000001", {"n": n})
     wait_count(host, database, 20)
     assert host.stop() == 0
-    locking = database.connect()
-    with locking.cursor() as cursor:
-        cursor.execute("lock table event_handler_positions")
+    shards, locking = database.connect(), database.connect()
+    shards.cursor().execute("lock table event_shards")  # none is taken yet
     host.spawn()
-    host.wait(lambda: host.log_lines("outbox opened"), 20, "the partition opens")
+    host.wait(lambda: host.log_lines("outbox opened"), 20, "the outbox is read")
+    locking.cursor().execute("lock table event_handler_positions")
+    shards.rollback()
+    shards.close()
+    host.wait(lambda: host.log_lines("shards taken"), 20, "the partitions open")
     host.handler("fresh", recorder().replace('start = "earliest"', 'start = "now"'))
     host.wait(lambda: [line for line in host.log_lines("handler loaded")
                        if line["handler"] == "fresh"], 20, "loaded")
