@@ -56,6 +56,7 @@ def test_A1_the_host_is_killed_in_the_midst_of_its_work(stage):
     assert host.stop() == 0
 
 
+@pytest.mark.alone
 def test_A2_one_worker_after_the_other_is_killed(stage):
     """Killed from outside, so no handler is blamed for it."""
     kills, stretch = stage.sized(6, 500), stage.sized(1000, 20_000)

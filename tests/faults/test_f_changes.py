@@ -122,6 +122,7 @@ def live_latencies(stage, source):
         "select event_id, extract(epoch from at)::float8 from seen where handler = 'live'")]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("source", ["outbox", "kafka"])
 def test_F4_old_events_are_replayed_while_new_ones_come(stage, source):
     """By a handler that is new: it reads all that ever was, by itself, while another follows what is written

@@ -33,6 +33,7 @@ def memory_until(stage, host, number, timeout):
     return found
 
 
+@pytest.mark.alone
 def test_L1_a_slow_handler_does_not_slow_the_others(stage):
     """It sleeps 5 s for each event, so it falls behind by all that is written; of that the host
     holds no more than the windows."""
