@@ -19,9 +19,9 @@ enum vm_phase { PHASE_LOADING, PHASE_INIT, PHASE_HANDLE, PHASE_UNLOAD };
 
 const char *vm_phase_name(enum vm_phase phase);
 
-/* The watchdog's hook: set by the watchdog from NONE only, cleared by the
- * vm's own thread only (design 13.12). */
-enum hook_state { HOOK_NONE, HOOK_SETTING, HOOK_SET };
+/* The watchdog's hook: set by the watchdog from NONE, or from SET when it was
+ * lost; FIRED and cleared by the vm's own thread only (design 13.12). */
+enum hook_state { HOOK_NONE, HOOK_SETTING, HOOK_SET, HOOK_FIRED };
 
 /* Values kept in the registry; one line each makes enum and cleanup. */
 enum vm_ref {

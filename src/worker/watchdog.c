@@ -24,6 +24,7 @@ struct watchdog {
     clockid_t clock; /* the watched thread's processor time */
     uint64_t seen;   /* the run seen at the last look */
     int64_t seen_since_us;
+    int64_t set_us; /* when the hook of this run was set last */
 };
 
 struct watchdog *watchdog_new(struct runtime *rt, int64_t silence_us)
@@ -64,10 +65,12 @@ static void clear_hook(struct vm *vm)
 static void on_hook(lua_State *L, lua_Debug *ar)
 {
     struct vm *vm = vm_of(L);
+    int set = HOOK_SET;
 
     (void)ar;
     /* The setter may still be inside lua_sethook(). */
-    if (atomic_load(&vm->hook) != HOOK_SET)
+    if (!atomic_compare_exchange_strong(&vm->hook, &set, HOOK_FIRED) &&
+        set != HOOK_FIRED)
         return;
     if (atomic_load(&vm->hook_run) != atomic_load(&vm->rt->mark.number)) {
         clear_hook(vm); /* meant for a run that has ended */
@@ -80,12 +83,22 @@ static void on_hook(lua_State *L, lua_Debug *ar)
 
 /* --- the watching thread ----------------------------------------------------------- */
 
-static void set_hook(struct vm *vm, uint64_t run)
-{
-    int none = HOOK_NONE;
+/* LuaJIT changes the word that holds the hook's mask while it unwinds an error,
+ * without looking whether we do: then the hook is lost, though it is set. */
+#define LOST_US 50000
 
-    if (!atomic_compare_exchange_strong(&vm->hook, &none, HOOK_SETTING))
+/* Again where it did not fire; where it did, it is there, and setting it would
+ * be in its way (design 13.12). */
+static void set_hook(struct watchdog *wd, struct vm *vm, uint64_t run,
+                     int64_t now)
+{
+    int state = atomic_load(&vm->hook);
+
+    if (state != HOOK_NONE && (state != HOOK_SET || now - wd->set_us < LOST_US))
         return;
+    if (!atomic_compare_exchange_strong(&vm->hook, &state, HOOK_SETTING))
+        return;
+    wd->set_us = now;
     atomic_store(&vm->hook_run, run);
     lua_sethook(vm->L, on_hook, LUA_MASKCOUNT, 1);
     atomic_store(&vm->hook, HOOK_SET);
@@ -121,7 +134,7 @@ static void look_at_run(struct watchdog *wd)
     vm = atomic_load(&mark->vm);
     if (vm && atomic_load(&mark->number) == run &&
         now - wd->seen_since_us >= vm->soft_limit_us)
-        set_hook(vm, run);
+        set_hook(wd, vm, run, now);
 }
 
 /* A worker whose host is gone or frozen must not go on acting (design 13.2). */

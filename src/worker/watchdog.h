@@ -3,9 +3,10 @@
  *
  * It looks at the run mark a few times per soft limit; the same odd number for
  * a whole limit of the thread's processor time means a run that does not end, and
- * the hook is set in that vm: at most once, and never while one is installed. Only the vm's own thread
- * clears it. The hook raises only when the run it was meant for still goes on,
- * and stays set while it does, so that no pcall of the handler's survives it.
+ * the hook is set in that vm: once, and again only while it has not fired,
+ * because it can get lost. Only the vm's own thread clears it. The hook raises
+ * only when the run it was meant for still goes on, and stays set while it does,
+ * so that no pcall of the handler's survives it.
  */
 #ifndef MT_WORKER_WATCHDOG_H
 #define MT_WORKER_WATCHDOG_H

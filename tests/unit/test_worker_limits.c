@@ -79,6 +79,37 @@ static int l_starve(lua_State *L)
     return 0;
 }
 
+/* As LuaJIT does now and then by itself while it unwinds an error. */
+static int l_lose_hook(lua_State *L)
+{
+    while (atomic_load(&vm_of(L)->hook) != HOOK_SET)
+        continue;
+    lua_sethook(L, NULL, 0, 0);
+    return 0;
+}
+
+static void test_a_hook_that_got_lost_is_set_again(void **state)
+{
+    struct harness h;
+    lua_State *L;
+
+    (void)state;
+    harness_init_limited(&h,
+                         "return { handle = function() lose_hook()"
+                         " while true do pcall(error, 'x') end end }",
+                         "{}", 100);
+    L = unit_vm(h.unit)->L;
+    vm_push_ref(L, unit_vm(h.unit), REF_ENV);
+    lua_pushcfunction(L, l_lose_hook);
+    lua_setfield(L, -2, "lose_hook");
+    lua_pop(L, 1);
+    harness_offer(&h, 1, 1, 0, "{}");
+    harness_wait(&h, 1);
+    assert_int_equal(h.seen[0].class, CLASS_LIMIT);
+    assert_string_equal(h.seen[0].code, "time");
+    harness_fini(&h);
+}
+
 /* Time that others had on the processor is not the handler's. */
 static void test_a_busy_machine_is_not_the_handler_s_fault(void **state)
 {
@@ -340,6 +371,7 @@ int main(void)
         cmocka_unit_test(test_transactions_leave_nothing_behind),
         cmocka_unit_test(test_a_delivery_ends_without_memory),
         cmocka_unit_test(test_endless_loops_end),
+        cmocka_unit_test(test_a_hook_that_got_lost_is_set_again),
         cmocka_unit_test(test_a_busy_machine_is_not_the_handler_s_fault),
         cmocka_unit_test(test_memory_bombs_end),
         cmocka_unit_test(test_replaced_after_a_limit),
