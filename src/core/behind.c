@@ -166,7 +166,9 @@ static void end_joining(struct partition *p)
         p->ops->resume(p);
 }
 
-/* How many events it may have now; 0: it has enough. */
+/* How many events it may have now; 0: it has enough. Who has none may always
+ * have some: another one may have left with more than all shares together,
+ * because it ran, and keep that for ever. */
 static size_t room_for(const struct pipeline *pl, const struct handler *h)
 {
     uint64_t all = pl->config.window_bytes / 4;
@@ -177,7 +179,7 @@ static size_t room_for(const struct pipeline *pl, const struct handler *h)
 
     if (share < PIECE_LEAST * each)
         share = PIECE_LEAST * each;
-    if (has > share / 2 || pl->aside_cost >= all + share)
+    if (has > share / 2 || (has > 0 && pl->aside_cost >= all + share))
         return 0;
     share = (share - has) / each;
     if (share > PIECE_MAX)

@@ -676,35 +676,70 @@ static void a_log_that_became_shorter_is_read_from_its_end(void **state)
     finish(m);
 }
 
+/* Every handler but the first ends what it gets. */
+static void turn_beside_a_stuck_one(struct model *m)
+{
+    struct pipeline_numbers n;
+
+    m->now_us += 1000;
+    pipeline_tick(m->pl, m->now_us, m->now_us);
+    read_some(m, 30);
+    read_piece(m, 30);
+    for (unsigned w = 0; w < WORKERS; w++)
+        for (size_t k = m->n_at[w]; k-- > 0;)
+            if (m->at[w][k].handler != 0 && k == first_of_lane(m, w, k))
+                verdict(m, w, k, VERDICT_ACK);
+    pipeline_pump_all(m->pl);
+    pipeline_numbers(m->pl, &n);
+    assert_true(n.cost <= 120000 / 2 * 3 + 60 * 600);
+}
+
+static void read_beside_a_stuck_one(struct model *m, int64_t up_to)
+{
+    for (int i = 0; i < 100000 && m->reader < up_to; i++)
+        turn_beside_a_stuck_one(m);
+    assert_true(m->reader >= up_to);
+}
+
 /* M4: one that never ends anything keeps its share of the memory and no more;
  * the others get everything. */
 static void a_stuck_handler_stops_nobody(void **state)
 {
     struct model *m = xcalloc(1, sizeof(*m));
-    struct pipeline_numbers n;
 
     (void)state;
     set_up(m, 11, 120000);
     m->no_chaos = true;
-    for (int i = 0; i < 100000 && m->reader < EVENTS; i++) {
-        m->now_us += 1000;
-        pipeline_tick(m->pl, m->now_us, m->now_us);
-        read_some(m, 30);
-        read_piece(m, 30);
-        for (unsigned w = 0; w < WORKERS; w++)
-            for (size_t k = m->n_at[w]; k-- > 0;)
-                if (m->at[w][k].handler != 0 && k == first_of_lane(m, w, k))
-                    verdict(m, w, k, VERDICT_ACK);
-        pipeline_pump_all(m->pl);
-        pipeline_numbers(m->pl, &n);
-        assert_true(n.cost <= 120000 / 2 * 3 + 60 * 600);
-    }
-    assert_int_equal(m->reader, EVENTS);
+    read_beside_a_stuck_one(m, EVENTS);
     assert_int_equal(m->n_behind, 1);
     assert_true(m->handlers[0]->n_behind == 1);
     for (int e = 0; e < EVENTS - 100; e++)
         for (int h = 1; h < HANDLERS; h++)
             assert_int_equal(m->done[h][e], is_due(m, h, e));
+    drain(m);
+    check_all_done(m);
+    finish(m);
+}
+
+/* Nor does it when it left with more than all who are behind may have, for it
+ * ran: another one who is behind reads on. */
+static void
+a_stuck_handler_with_much_leaves_the_others_their_share(void **state)
+{
+    struct model *m = xcalloc(1, sizeof(*m));
+
+    (void)state;
+    set_up(m, 13, 120000);
+    m->no_chaos = true;
+    pipeline_switch(m->pl, m->handlers[0], spec("*", ORDER_KEY, 1000), 1);
+    read_beside_a_stuck_one(m, 1000);
+    assert_true(m->handlers[0]->aside_cost > 120000 / 2);
+    pipeline_detach(m->pl, m->handlers[1], false);
+    read_beside_a_stuck_one(m, 2000);
+    pipeline_attach(m->pl, m->handlers[1]);
+    for (int i = 0; i < 20000 && m->n_level == 0; i++)
+        turn_beside_a_stuck_one(m);
+    assert_int_equal(m->n_level, 1);
     drain(m);
     check_all_done(m);
     finish(m);
@@ -769,6 +804,8 @@ int main(void)
         cmocka_unit_test(one_handler_gives_up_and_the_others_do_not),
         cmocka_unit_test(a_log_that_became_shorter_is_read_from_its_end),
         cmocka_unit_test(a_stuck_handler_stops_nobody),
+        cmocka_unit_test(
+            a_stuck_handler_with_much_leaves_the_others_their_share),
         cmocka_unit_test(where_all_are_slow_nobody_leaves),
         cmocka_unit_test(a_new_version_has_no_strikes),
     };
