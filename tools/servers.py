@@ -8,6 +8,7 @@ that nothing of the machine is used and nothing is left behind.
 import glob
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -36,9 +37,16 @@ def wait_for(condition, timeout=30.0, what="condition"):
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """Below those that the kernel gives to outgoing connections: these would
+    take one away before the server that it is for has it."""
+    while True:
+        with socket.socket() as s:
+            try:
+                port = random.SystemRandom().randrange(10000, 32000)
+                s.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                pass
 
 
 def children_of(pid):
